@@ -1,0 +1,41 @@
+# `make demo` and `make test` each set up what they need: a virtual environment in .venv, pinned by constraints.txt.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export YOLO_OFFLINE := true
+export YOLO_AUTOINSTALL := false
+
+.PHONY: setup demo test fast lint types format clean
+
+setup: $(STAMP)
+
+# opencv-python-headless stands in for opencv-python, which needs a graphics library that servers lack (overrides.txt).
+$(STAMP): pyproject.toml constraints.txt overrides.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(shell sed -n 's/^uv==//p' constraints.txt)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --overrides overrides.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/nas-attn demo
+
+test: setup lint types
+	$(BIN)/python -m pytest -m "not gpu" --durations=15
+
+fast: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache demo

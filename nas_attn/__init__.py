@@ -1,0 +1,34 @@
+"""nas_attn: which attention module goes after which layer of a YOLO detector, with which hyperparameters, at what latency.
+
+Importing the package registers its modules with Ultralytics (see `nas_attn.registration`) and loads neither torch, Ray, Optuna nor Ultralytics.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nas_attn.registration import register, register_on_import
+
+if TYPE_CHECKING:
+    from nas_attn.architecture import Architecture, Placement
+    from nas_attn.record import load_study
+    from nas_attn.space import SearchSpace, SpaceSpec
+    from nas_attn.study import run
+
+__all__ = ["Architecture", "Placement", "SearchSpace", "SpaceSpec", "load_study", "register", "run"]
+
+_HOMES = {
+    "Architecture": "architecture",
+    "Placement": "architecture",
+    "SearchSpace": "space",
+    "SpaceSpec": "space",
+    "load_study": "record",
+    "run": "study",
+}
+
+register_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"nas_attn.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'nas_attn' has no attribute {name!r}")

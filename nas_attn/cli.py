@@ -1,0 +1,334 @@
+"""The command line: parses, calls, prints. What it does lives in the files that it calls."""
+
+import dataclasses
+import functools
+import json
+import os
+import shlex
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nas_attn.errors import InputError, Interrupted, NasAttnError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+TARGET = "nas_attn.evaluate:serve"
+DEMO_TRIALS = 14
+
+Data = Annotated[Path, typer.Option("--data", help="The data set's YAML, as for Ultralytics.")]
+Study = Annotated[Path, typer.Argument(help="A study's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+Rule = Annotated[str, typer.Option("--rule", help="knee, best, fastest or 1se.")]
+MaxRatio = Annotated[float | None, typer.Option("--max-latency-ratio", help="Only what is at most this slow, the base being 1.")]
+StorageUrl = Annotated[str | None, typer.Option("--storage", envvar="NAS_ATTN_STORAGE", help="URL of the study's storage; default: SQLite in its folder.")]
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code, with a traceback under --debug."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except NasAttnError as error:
+        _fail(error, error.exit_code, debug)
+    except Exception as error:
+        _fail(error, 1, debug)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    label = "stopped" if isinstance(error, Interrupted) else "error"
+    kind = "" if isinstance(error, NasAttnError) else f"{type(error).__name__}: "
+    hint = "" if isinstance(error, NasAttnError) or debug else " (--debug shows where)"
+    errors.print(f"{label}: {kind}{error}{hint}", markup=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of the app, in which Ctrl-C is our own exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped; run the same command again.") from None
+
+    app.command()(wrapped)
+    return function
+
+
+@_command
+def demo(
+    out: Annotated[Path, typer.Option(help="Where data, study and export go.")] = Path("demo"),
+    trials: Annotated[int, typer.Option(help="Architectures to measure, the base among them.")] = DEMO_TRIALS,
+    pool: Annotated[str, typer.Option(help="ray or inline.")] = "ray",
+) -> None:
+    """The whole job on a small data set that draws itself, on a CPU, in minutes: search, report, pick, export, load."""
+    from nas_attn.demo import draw_data_set
+
+    data = draw_data_set(out / "data")
+    console.print(f"Drew a data set of handwritten digits: {data}")
+    study = out / "study"
+    search("toy", data=data, trials=trials, out=study, pool=pool, device="cpu")
+    export(study, to=out / "export")
+    _show_that_it_loads(out / "export")
+
+
+@_command
+def sites(
+    base: Annotated[str, typer.Argument(help="A model YAML: yolo11n.yaml, or a file of your own.")],
+    as_json: AsJson = False,
+) -> None:
+    """Where attention can go: name, row, module, channels, stride."""
+    from nas_attn import detector
+
+    detector.silence()
+    found = detector.sites(*detector.load_base(base))
+    rows = [dataclasses.asdict(site) for site in found]
+    _print_rows(rows, {"name": "names", "row": "layer", "module": "module", "channels": "channels", "stride": "stride"}, as_json)
+
+
+@_command
+def modules(as_json: AsJson = False) -> None:
+    """What can go there: name, hyperparameters with their choices, cost, paper."""
+    from nas_attn.records import MODULES
+
+    rows = [
+        {
+            "name": record.name,
+            "hyperparameters": {h.name: list(h.choices) for h in record.hyperparameters},
+            "gate": record.gate,
+            "params": record.params,
+            "macs": record.macs,
+            "paper": f"{record.paper} ({record.venue}, arXiv {record.arxiv})",
+            "licence": record.licence,
+        }
+        for record in MODULES.values()
+    ]
+    columns = {"name": "name", "hyperparameters": "hyperparameters", "MACs": "macs", "paper": "paper"}
+    _print_rows(rows, columns, as_json)
+
+
+@_command
+def check(
+    model: Annotated[Path, typer.Argument(help="Any YOLO YAML.")],
+    scale: Annotated[str | None, typer.Option(help="The scale letter to check for; default: that of the file's name.")] = None,
+) -> None:
+    """Lint a model YAML: references, attention that no head reads, channel arguments, unknown names. Exit code 1 if anything is found."""
+    from nas_attn.document import read
+    from nas_attn.graph import lint_yaml
+    from nas_attn.registration import names
+
+    if not model.is_file():
+        raise InputError(f"`check` needs a file, but {model} is none; give the path of a model YAML.")
+    findings = lint_yaml(read(model.read_bytes(), str(model)), names(), scale)
+    for finding in findings:
+        console.print(f"{model}: row {finding.row}: {finding.code}: {finding.message}", markup=False, soft_wrap=True)
+    if findings:
+        raise typer.Exit(1)
+    console.print(f"{model}: nothing found.", markup=False)
+
+
+@_command
+def search(
+    space: Annotated[str, typer.Argument(help="A search space: a YAML file, or the name of a shipped one such as yolo11-five.")],
+    data: Data,
+    weights: Annotated[Path | None, typer.Option(help="Where the base's fit starts; default: from scratch.")] = None,
+    trials: Annotated[int, typer.Option(help="How many architectures to measure, the base among them.")] = 40,
+    out: Annotated[Path, typer.Option(help="The study's folder; the same folder goes on.")] = Path("study"),
+    storage: StorageUrl = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
+    pool: Annotated[str, typer.Option(help="ray (warm workers) or inline (this process).")] = "ray",
+    workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, nsga2 or random.")] = "tpe",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    score_on: Annotated[str, typer.Option(help="search_val (a fifth of the training images) or val (your own split; flagged).")] = "search_val",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost here.")] = False,
+) -> None:
+    """Search a space on a data set; stopped at any point, the same command goes on."""
+    from nas_attn import detector, plan, report, study
+    from nas_attn.export import keep_weights
+    from nas_attn.pool import open_pool
+    from nas_attn.progress import Watch
+    from nas_attn.spec import SpaceSpec
+
+    detector.silence()
+    if dry_run:
+        _dry_run(space, data, weights, trials, workers, device, score_on)
+        return
+    spec = SpaceSpec.load(space)
+    prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on)
+    (out / "space.yaml").write_text(spec.to_yaml())
+    plan.save_setup(prepared.setup)
+    share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
+    with open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address) as running, Watch(console) as watch:
+        snapshot = study.run(
+            out,
+            spec,
+            prepared.space,
+            dataclasses.asdict(prepared.setup),
+            running,
+            trials=trials,
+            sampler=sampler,
+            storage=storage,
+            controls=prepared.controls,
+            on_event=watch,
+        )
+    keep_weights(snapshot)
+    report.write(snapshot, out)
+    _print_summary(snapshot, out)
+
+
+@_command
+def report(folder: Study, storage: StorageUrl = None) -> None:
+    """Write report.html, front.png, front.csv and trials.csv from the study alone, also while it runs."""
+    from nas_attn import report as writer
+
+    snapshot = _load(folder, storage)
+    for path in writer.write(snapshot, folder):
+        console.print(str(path), markup=False)
+
+
+@_command
+def pick(folder: Study, rule: Rule = "knee", max_latency_ratio: MaxRatio = None, storage: StorageUrl = None) -> None:
+    """One architecture of the front, and why."""
+    from nas_attn import pick as chooser
+
+    choice = chooser.pick(_load(folder, storage), rule, max_latency_ratio)
+    console.print(f"trial {choice.trial.number}: {choice.trial.architecture}", markup=False, soft_wrap=True)
+    console.print(choice.reason, markup=False, soft_wrap=True)
+
+
+@_command
+def export(
+    folder: Study,
+    to: Annotated[Path, typer.Option("--to", help="The folder to write.")],
+    trial: Annotated[int | None, typer.Option(help="This trial instead of a rule's.")] = None,
+    rule: Rule = "knee",
+    max_latency_ratio: MaxRatio = None,
+    scale: Annotated[str | None, typer.Option(help="Another scale letter; the export then has no weights.")] = None,
+    storage: StorageUrl = None,
+) -> None:
+    """A winner as Ultralytics YAML, weights, card and training script."""
+    from nas_attn import detector
+    from nas_attn import pick as chooser
+    from nas_attn.export import export as write
+    from nas_attn.plan import load_setup
+
+    detector.silence()
+    snapshot = _load(folder, storage)
+    if trial is None:
+        choice = chooser.pick(snapshot, rule, max_latency_ratio)
+        chosen, reason = choice.trial, choice.reason
+    else:
+        by_number = {t.number: t for t in snapshot.trials}
+        if trial not in by_number:
+            raise InputError(f"`--trial` must be one of 0..{len(by_number) - 1}, but got {trial}; see trials.csv.")
+        chosen, reason = by_number[trial], f"Trial {trial} was asked for by its number."
+    exported = write(snapshot, load_setup(folder), chosen, to, scale=scale, reason=reason)
+    console.print(f"trial {chosen.number}: {chosen.architecture}\n{reason}", markup=False, soft_wrap=True)
+    console.print(f"Exported to {exported.folder}: {', '.join(sorted(f.name for f in exported.folder.iterdir()))}", markup=False)
+    console.print(f"Next: nas-attn train {shlex.quote(str(to))} --data DATA.yaml epochs=100", markup=False)
+
+
+@_command
+def train(
+    folder: Annotated[Path, typer.Argument(help="A folder that `nas-attn export` wrote.")],
+    data: Data,
+    settings: Annotated[list[str] | None, typer.Argument(help="Ultralytics' training arguments: epochs=100 imgsz=640 device=0,1 ...")] = None,
+) -> None:
+    """Train an export in full, from its weights, with all of Ultralytics' arguments."""
+    from nas_attn.train import train_export
+
+    saved = train_export(folder, str(data), settings or [])
+    console.print(f"Trained: {saved}", markup=False)
+
+
+def _load(folder: Path, storage: str | None) -> Any:
+    from nas_attn.record import load_study
+
+    return load_study(folder, storage)
+
+
+def _dry_run(space: str, data: Path, weights: Path | None, trials: int, workers: int | None, device: str, score_on: str) -> None:
+    import tempfile
+
+    from nas_attn import plan
+    from nas_attn.spec import SpaceSpec
+
+    with tempfile.TemporaryDirectory(prefix="nas-attn-") as folder:
+        prepared = plan.prepare(SpaceSpec.load(space), space, data, Path(folder), weights=weights, device=device, score_on=score_on)
+        estimate = plan.estimate(prepared, trials, workers or 1)
+    hours = estimate.total_seconds / 3600
+    rows = {
+        "architectures in the space": f"{estimate.architectures:,}",
+        "images an epoch, images scored": f"{prepared.images}, {prepared.scored}",
+        "one trial": f"{estimate.trial_seconds:.0f} s of training and scoring, measured on the base here",
+        "fitting the base": f"{estimate.fit_seconds:.0f} s",
+        f"{trials} trials, {estimate.trainings} trainings": f"about {hours:.1f} h with {estimate.workers} worker(s), latency measurements not counted",
+        "GPU hours": f"{hours:.1f}" if estimate.device != "cpu" else "none: runs on the CPU",
+        "disk": f"about {estimate.disk_bytes / 1e6:.0f} MB of weights at the end",
+    }
+    for name, value in rows.items():
+        console.print(f"{name + ':':34} {value}", markup=False)
+
+
+def _print_summary(snapshot: Any, out: Path) -> None:
+    from nas_attn import pick as chooser
+
+    front = chooser.front_trials(snapshot)
+    table = Table("trial", "architecture", "mAP50-95", "latency ratio", title=f"Pareto front: {len(front)} of {len(snapshot.trials)} trials")
+    for entry in front:
+        values = entry.values or {}
+        table.add_row(str(entry.number), str(entry.architecture), f"{values['map50_95']:.4f}", f"{values['latency_ratio']:.3f}")
+    console.print(table)
+    sigma = chooser.sigma(snapshot)
+    if sigma is not None:
+        console.print(f"sigma, the noise of one score over the base's seeds: {sigma:.4f} mAP50-95")
+    for control in chooser.controls(snapshot):
+        verdict = "separated" if control.separated else "NOT separated" if control.separated is not None else "unknown"
+        by = "no score" if control.sigmas is None else f"{control.gain:+.4f} mAP50-95, {control.sigmas:+.1f} sigma"
+        console.print(f"positive control {control.label}: {by} ({verdict})", markup=False)
+    where = shlex.quote(str(out))
+    console.print(f"Report: {out / 'report.html'}", markup=False)
+    console.print(f"Next: nas-attn pick {where} --rule knee; nas-attn export {where} --to winner", markup=False)
+
+
+def _show_that_it_loads(folder: Path) -> None:
+    from nas_attn import detector
+
+    file = next(folder.glob("*.yaml"))
+    model = detector.load_model(file)
+    console.print(f"The export loads: {file.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.3f} M parameters.", markup=False)
+
+
+def _print_rows(rows: list[dict[str, Any]], columns: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        return
+    width = shutil.get_terminal_size().columns if "COLUMNS" in os.environ or console.is_terminal else 140
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(_cell(row[key]) for key in columns.values()))
+    Console(highlight=False, width=width).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(_cell(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

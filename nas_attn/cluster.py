@@ -1,0 +1,189 @@
+"""The Ray that this process is connected to: a local cluster of its own behind a token, or a running one; and the way back.
+
+Ray cannot be bound to the loopback by its options, so whoever reaches a port and holds no token must be refused: a local cluster gets a
+random token in a 0600 file within a 0700 folder, made before Ray starts (Ray would make it readable for all). Checked with Ray 2.60:
+the C++ token loader reads RAY_AUTH_TOKEN, then the file at RAY_AUTH_TOKEN_PATH, then ~/.ray/auth_token, and caches what it found.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nas_attn.errors import PoolError
+
+_OBJECT_STORE_BYTES = 200 * 10**6
+_FOLDER_PREFIX = "nas-attn-"
+_SOCKET_ROOM = 40  # Ray puts up to 65 bytes below its folder, and a Unix socket's path ends at 107
+_ALWAYS = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+@contextlib.contextmanager
+def no_interrupt() -> Iterator[None]:
+    """Ignore Ctrl-C and our own SIGTERM meanwhile: half a clean-up would leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if signal.getsignal(signal.SIGTERM) is _interrupt:  # what it was before the cluster comes back with the cluster's end
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Make SIGTERM a Ctrl-C, once: the only exception that Ray's waiting in C++ lets through (it swallows SystemExit)."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+class Cluster:
+    """The Ray that this process is connected to, and the way back: every step leaves behind how it is undone."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self._folder: Path | None = None
+        self._family: dict[int, str] = {}
+        self._undo = contextlib.ExitStack()
+
+    def start(self, cpus: int) -> list[dict[str, Any]]:
+        """Start a local cluster that only holders of a new token can reach; its nodes."""
+        folder = _private_folder()
+        self._undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        token = folder / "token"
+        with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        self._set_environment({"RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)})
+        self._folder = folder
+        self._undo.callback(lambda: _end_processes(self._family))
+        return self._connect(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(folder / "ray"),
+        )
+
+    def join(self, address: str) -> list[dict[str, Any]]:
+        """Connect to the cluster at `address` with the token of the environment; its nodes."""
+        if "://" in address:
+            raise PoolError(
+                f"`address` must be `host:port` of a cluster's GCS or `auto`, but got {address!r}; use port 6379, not Ray Client's."
+            )
+        if not _has_token():
+            raise PoolError(
+                f"Joining {address} needs the cluster's token, but neither RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH nor "
+                "~/.ray/auth_token holds one; copy it from the head node (`ray get-auth-token`)."
+            )
+        self._set_environment({})
+        return self._connect(address=address)
+
+    def close(self) -> None:
+        """Undo everything, last step first."""
+        self._family = _family(self._folder) if self._folder else {}  # whose processes they are can be told only while they run
+        self._undo.close()
+
+    def _connect(self, **options: Any) -> list[dict[str, Any]]:
+        import ray
+
+        handler = signal.getsignal(signal.SIGTERM)
+        self._undo.callback(ray.shutdown, wait_for_processes=True)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+            if threading.current_thread() is threading.main_thread():  # Ray's handler would end the process before any clean-up
+                self._undo.callback(signal.signal, signal.SIGTERM, handler)
+                signal.signal(signal.SIGTERM, _interrupt if handler is signal.SIG_DFL else handler)
+            self.address = ray.get_runtime_context().gcs_address
+            return list(ray.nodes())
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise PoolError(f"Ray at {options['address']!r} must be reachable with the token given, but: {error}") from error
+
+    def _set_environment(self, changes: dict[str, str | None]) -> None:
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            raise PoolError("This process must not be connected to a Ray cluster yet, but it is; call `ray.shutdown()` first.")
+        left_by_ray = {name: os.environ.get(name) for name in ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")}
+        changes = {**left_by_ray, **_ALWAYS, **changes}
+        self._undo.callback(_apply_environment, {name: os.environ.get(name) for name in changes})
+        _apply_environment(changes)
+
+
+def _apply_environment(changes: Mapping[str, str | None]) -> None:
+    """Set (None: unset) variables, and make Ray's cached copies of mode and token follow.
+
+    The mode is refreshed before the token is dropped, and the token is kept where the mode stays `token`: a thread of Ray's that still
+    winds down ends the whole process if it finds the mode on and no token.
+    """
+    raylet: Any = importlib.import_module("ray._raylet")
+    for name, value in changes.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    raylet.Config.initialize("")
+    if os.environ.get("RAY_AUTH_MODE") != "token" or _has_token():
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _has_token() -> bool:
+    """Whether Ray will find a token, in its order: the variable, the file that a variable names, the file at home."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.is_file() and bool(path.read_text().strip())
+
+
+def _private_folder() -> Path:
+    """A new folder that only this user may enter, with a path short enough for Ray's sockets."""
+    for root in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if len(root) + len(_FOLDER_PREFIX) + 9 <= _SOCKET_ROOM and os.access(root, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=root))
+    raise PoolError(f"Ray's sockets need a writable temporary folder of at most {_SOCKET_ROOM} characters; set TMPDIR to a shorter one.")
+
+
+def _end_processes(family: Mapping[int, str], patience_s: float = 5.0) -> None:
+    """Wait for processes to end; kill what has not after `patience_s` (agents can outlive their node)."""
+    end = time.monotonic() + patience_s
+    while found := [pid for pid, birth in family.items() if _process(pid)[1:] == (birth, True)]:
+        if time.monotonic() >= end:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _family(folder: Path) -> dict[int, str]:
+    """Processes of the cluster in `folder` and all their descendants, with their times of birth; none where there is no /proc."""
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    table = {pid: _process(pid) for pid in pids if pid != os.getpid()}
+    found = {pid for pid in table if _lives_in(pid, f"{folder}/")}
+    while more := {pid for pid, (parent, _, _) in table.items() if parent in found} - found:
+        found |= more
+    return {pid: table[pid][1] for pid in found}
+
+
+def _process(pid: int) -> tuple[int, str, bool]:
+    """Parent, time of birth (no other process with this number has the same) and whether it still runs."""
+    try:
+        state, parent, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0, "", False
+    return int(parent), rest[17], state not in "ZX"
+
+
+def _lives_in(pid: int, mark: str) -> bool:
+    """Whether the command line or an output of a process names the folder. Its environment does not count: our user's children share it."""
+    try:
+        outputs = [str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in (1, 2)]
+        return any(mark in text for text in [Path(f"/proc/{pid}/cmdline").read_text(errors="replace"), *outputs])
+    except OSError:  # gone meanwhile, closed, or another user's
+        return False

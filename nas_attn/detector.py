@@ -1,0 +1,301 @@
+"""Ultralytics' detection models seen from here: their YAMLs as graphs, their sites, building, and moving weights by origin."""
+
+import os
+
+# Read by Ultralytics at its import: no DNS look-ups, no telemetry, no update check, no package installed behind the user's back.
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import ultralytics
+from torch import Tensor, nn
+from ultralytics.cfg import get_cfg
+from ultralytics.nn import tasks
+from ultralytics.utils import LOGGER, SETTINGS
+
+from nas_attn.architecture import Architecture
+from nas_attn.errors import GraphError, InputError, TransferError, nearest
+from nas_attn.graph import Edit, Graph, insert
+from nas_attn.records import record
+from nas_attn.registration import CONTROLS, PREFIX, register
+from nas_attn.space import Site
+
+State = Mapping[str, Tensor]
+
+POOL_BLOCKS = frozenset({"SPP", "SPPF", "SPPELAN"})
+SELF_ATTENTION_BLOCKS = frozenset({"PSA", "C2PSA", "C2fPSA"})
+PROBE_PX = 256
+
+register()
+
+
+def silence() -> None:
+    """Turn off, in this process only, what Ultralytics would print, send or report to other trackers."""
+    LOGGER.setLevel("ERROR")
+    for key in ("sync", "raytune", "mlflow", "comet", "clearml", "dvc", "wandb", "tensorboard", "neptune"):
+        # The settings object writes every change to the user's settings file; its plain dict method does not.
+        dict.__setitem__(SETTINGS, key, False)
+
+
+def load_base(base: str) -> tuple[Graph, str]:
+    """The graph and scale letter of a base: a shipped name such as `yolo11n.yaml`, or the path of a YAML.
+
+    Raises:
+        GraphError: no such name or file, or not a detection YAML.
+    """
+    file = Path(base)
+    known = shipped()
+    if not file.is_file() and _without_scale(file.name) not in known and file.name not in known:
+        raise GraphError(f"`base` must be a YAML file or a model that Ultralytics ships, but got {base!r}. {nearest(file.name, known)}")
+    config = dict(tasks.yaml_model_load(base))
+    scale = str(config.pop("scale", "") or "")
+    config.pop("yaml_file", None)
+    return Graph.from_yaml(config), scale
+
+
+def shipped() -> tuple[str, ...]:
+    """File names of the detection YAMLs in the installed Ultralytics, without scale letters."""
+    folder = Path(ultralytics.__file__).parent / "cfg" / "models"
+    other = re.compile(r"-(seg|pose|obb|cls|sem|depth|world|worldv2|resnet\d+|yoloe|human|e-seg|c-seg)")
+    return tuple(sorted(f.name for f in folder.rglob("*.yaml") if not other.search(f.stem) and "yoloe" not in f.stem))
+
+
+def base_yaml(graph: Graph, scale: str, classes: int | None = None) -> dict[str, Any]:
+    """The model dictionary that Ultralytics builds from, with its scale letter and number of classes."""
+    config = graph.to_yaml()
+    if classes is not None:
+        config["nc"] = classes
+    return {**config, "scale": scale, "yaml_file": f"nas_attn{scale}.yaml"} if scale else {**config, "yaml_file": "nas_attn.yaml"}
+
+
+def build(graph: Graph, scale: str, classes: int | None = None, names: Sequence[str] = ()) -> nn.Module:
+    """A model with new weights, in training mode on the CPU.
+
+    Raises:
+        GraphError: Ultralytics cannot build it; the message carries its reason.
+    """
+    head = graph.rows[-1].module
+    model_class = tasks.RTDETRDetectionModel if head == "RTDETRDecoder" else tasks.DetectionModel
+    try:
+        model: nn.Module = model_class(base_yaml(graph, scale, classes), ch=3, nc=classes, verbose=False)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise GraphError(f"A model YAML must build, but Ultralytics says {type(error).__name__}: {error}; run `nas-attn check`.") from error
+    if names:
+        model.names = dict(enumerate(names))
+    return model
+
+
+def insert_architecture(graph: Graph, architecture: Architecture) -> Edit:
+    """The base's graph with an architecture's modules inserted.
+
+    Raises:
+        GraphError: a placement after a row that nothing reads.
+        SpaceError: an unknown module or hyperparameter.
+    """
+    rows: dict[int, tuple[str, Sequence[Any]]] = {}
+    for placement in architecture.placements:
+        values = [] if placement.module in CONTROLS else record(placement.module).args(dict(placement.params))
+        rows[placement.layer] = (PREFIX + placement.module, ["c2", *values])
+    return insert(graph, rows)
+
+
+def build_architecture(
+    graph: Graph, scale: str, architecture: Architecture, names: Sequence[str], state: State, seed: int = 0
+) -> tuple[nn.Module, Edit]:
+    """A candidate that starts as the fitted base: modules inserted at identity, every one of the base's tensors moved by origin.
+
+    The weights of inserted modules are drawn from `seed`, whatever was drawn before.
+
+    Raises:
+        TransferError: a tensor of the base found no place, or one outside the inserted rows got none.
+    """
+    edit = insert_architecture(graph, architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(edit.graph, scale, len(names), names)
+    move_weights(model, state, edit.moved)
+    return model, edit
+
+
+def move_weights(model: nn.Module, state: State, moved: Sequence[int]) -> None:
+    """Load a base's `state` into an edited model: `model.<row>.x` goes to `model.<moved[row]>.x`, all of it, or nothing.
+
+    Raises:
+        TransferError: names what is missing, left over, or of another shape.
+    """
+    target = model.state_dict()
+    renamed = {_rename(key, moved): value for key, value in state.items()}
+    inserted = {f"model.{row}." for row in set(range(max(moved) + 1)) - set(moved)}
+    unplaced = [key for key, value in renamed.items() if key not in target or target[key].shape != value.shape]
+    missing = [key for key in target if key not in renamed and not key.startswith(tuple(inserted))]
+    if unplaced or missing:
+        raise TransferError(
+            f"Every tensor of the base must find its place, but {len(unplaced)} of {len(renamed)} did not (first: {unplaced[:3]}) "
+            f"and {len(missing)} of the model got none (first: {missing[:3]}); was the base fitted from another YAML?"
+        )
+    model.load_state_dict({**target, **renamed})
+
+
+def load_weights(model: nn.Module, file: Path) -> tuple[str, ...]:
+    """Start a base from a user's checkpoint; returns the tensors that stay new, which only a head of other classes may have.
+
+    Checkpoints are read by Ultralytics' safe loader, plain state dicts with `weights_only`; nothing in the file is executed.
+
+    Raises:
+        InputError: no such file, or not a checkpoint that can be loaded safely.
+        TransferError: a tensor outside the class-dependent head does not fit.
+    """
+    state = read_state(file)
+    target = model.state_dict()
+    head = f"model.{len(model.model) - 1}."
+    new = tuple(k for k, v in target.items() if k.startswith(head) and (k not in state or state[k].shape != v.shape))
+    bad = [k for k, v in target.items() if k not in new and (k not in state or state[k].shape != v.shape)]
+    extra = [k for k in state if k not in target]
+    if bad or extra or (new and not _other_classes(model, state, head)):
+        raise TransferError(
+            f"{file} must hold weights of the base, but {len(bad) + len(new)} of its {len(target)} tensors are missing or of another shape "
+            f"and {len(extra)} are unknown (first: {[*bad, *new, *extra][:3]}); give the checkpoint of the same model and scale."
+        )
+    model.load_state_dict({**target, **{k: v for k, v in state.items() if k not in new}})
+    return new
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of an Ultralytics checkpoint or of a plain state dict, in fp32.
+
+    Raises:
+        InputError: no such file, or not loadable without executing what it holds.
+    """
+    if not file.is_file():
+        raise InputError(f"Weights must be a file, but {file} is none; give a path to a .pt file.")
+    try:
+        plain = torch.load(file, map_location="cpu", weights_only=True)
+        if isinstance(plain, Mapping) and plain and all(isinstance(v, Tensor) for v in plain.values()):
+            return {k: v.float() if v.is_floating_point() else v for k, v in plain.items()}
+    except Exception as error:
+        # An Ultralytics checkpoint pickles its model, which weights_only refuses; its own safe loader knows those classes.
+        LOGGER.debug(f"{file} is no plain state dict: {error}")
+    try:
+        checkpoint, _ = tasks.torch_safe_load(file, safe_only=True)
+        model = checkpoint.get("ema") or checkpoint["model"]
+        return dict(model.float().state_dict())
+    except Exception as error:
+        raise InputError(f"{file} must be an Ultralytics checkpoint or a plain state dict, but: {error}") from error
+
+
+def default_arguments() -> Any:
+    """Ultralytics' default training arguments, which a model's loss reads when no trainer set them."""
+    return get_cfg()
+
+
+def load_model(file: Path) -> nn.Module:
+    """An exported model, its YAML with the `weights.pt` beside it, in evaluation mode.
+
+    Raises:
+        GraphError: the YAML does not build.
+        InputError: no weights beside it.
+        TransferError: weights that do not fit it.
+    """
+    graph, scale = load_base(str(file))
+    model = build(graph, scale)
+    load_weights(model, file.parent / "weights.pt")
+    return model.eval()
+
+
+def sites(graph: Graph, scale: str) -> tuple[Site, ...]:
+    """Where attention can go: every row whose output is one map that a later row reads, with channels and stride of the built model.
+
+    Names follow from the network, not from a table of families: `P2`... is the last backbone row at stride 4, ... before pooling and
+    self-attention blocks; `neck_P4` the heaviest row between a Concat and the next change of resolution; `neck_P3_out`... what the head reads.
+    """
+    model = build(graph, scale)
+    shapes = _output_shapes(model)
+    weights = [sum(p.numel() for p in row.parameters()) for row in model.model]
+    names = _site_names(graph, {row: PROBE_PX // shape[2] for row, shape in shapes.items()}, weights)
+    return tuple(
+        Site(layer=row, names=tuple(names.get(row, ())), module=graph.rows[row].module, channels=shape[1], stride=PROBE_PX // shape[2])
+        for row, shape in sorted(shapes.items())
+        if graph.consumers(row)
+    )
+
+
+def _output_shapes(model: nn.Module) -> dict[int, torch.Size]:
+    shapes: dict[int, torch.Size] = {}
+
+    def note(row: int) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                shapes[row] = output.shape
+
+        return hook
+
+    handles = [layer.register_forward_hook(note(row)) for row, layer in enumerate(model.model)]
+    with torch.inference_mode():
+        model.eval()(torch.zeros(1, 3, PROBE_PX, PROBE_PX))
+    for handle in handles:
+        handle.remove()
+    return shapes
+
+
+def _site_names(graph: Graph, strides: Mapping[int, int], weights: Sequence[int]) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    special = POOL_BLOCKS | SELF_ATTENTION_BLOCKS
+    stage: dict[int, int] = {}
+    for row in range(graph.backbone):
+        if strides.get(row, 0) >= 4 and graph.rows[row].module not in special:
+            stage[strides[row]] = row
+    for stride, row in stage.items():
+        names.setdefault(row, []).append(f"P{_level(stride)}")
+    for row in strides:
+        module = graph.rows[row].module
+        if module in special:
+            names.setdefault(row, []).append("SPPF" if module in POOL_BLOCKS else "PSA")
+    inputs = {source for head in graph.outputs for source in graph.rows[head].sources}
+    for row in inputs & strides.keys():
+        names.setdefault(row, []).append(f"neck_P{_level(strides[row])}_out")
+    for row in _fusion_blocks(graph, strides, weights, inputs):
+        names.setdefault(row, []).append(f"neck_P{_level(strides[row])}")
+    return names
+
+
+def _fusion_blocks(graph: Graph, strides: Mapping[int, int], weights: Sequence[int], inputs: Iterable[int]) -> list[int]:
+    blocks: dict[int, int] = {}
+    for concat in range(graph.backbone, len(graph.rows)):
+        if graph.rows[concat].module != "Concat":
+            continue
+        chain = _chain(graph, strides, concat)
+        if chain and not set(chain) & set(inputs):
+            row = max(chain, key=lambda r: weights[r])
+            blocks.setdefault(strides[row], row)
+    return list(blocks.values())
+
+
+def _chain(graph: Graph, strides: Mapping[int, int], concat: int) -> list[int]:
+    chain: list[int] = []
+    readers = graph.consumers(concat)
+    while len(readers) == 1 and len(graph.rows[readers[0]].sources) == 1 and strides.get(readers[0]) == strides.get(concat):
+        chain.append(readers[0])
+        readers = graph.consumers(readers[0])
+    return chain
+
+
+def _level(stride: int) -> int:
+    return stride.bit_length() - 1
+
+
+def _rename(key: str, moved: Sequence[int]) -> str:
+    prefix, row, rest = key.split(".", 2)
+    return f"{prefix}.{moved[int(row)]}.{rest}"
+
+
+def _other_classes(model: nn.Module, state: State, head: str) -> bool:
+    return any(k.startswith(head) and k in state and state[k].shape != v.shape for k, v in model.state_dict().items())
+
+
+def _without_scale(name: str) -> str:
+    return re.sub(r"(\d+)[nslmx](?=[.-])", r"\1", name)

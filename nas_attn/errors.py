@@ -1,0 +1,70 @@
+"""The errors that reach a user, as a tree:
+
+NasAttnError                  exit code 1: something failed while it ran
+├── InputError                exit code 2: what the user wrote cannot be right (also a ValueError)
+│   ├── GraphError            a model YAML, or an edit of one
+│   ├── SpaceError            a search space, a placement or a hyperparameter
+│   ├── DataError             a data set
+│   └── StudyError            a study's folder, its record, or settings that disagree with it
+├── TransferError             weights that did not all find their place
+├── PoolError                 workers that could not be started or reached
+└── Interrupted               exit code 130: stopped by the user; the same command goes on
+
+A message states the invariant, then the values, then the remedy.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NasAttnError(Exception):
+    """Something failed while it ran."""
+
+    exit_code = 1
+
+
+class InputError(NasAttnError, ValueError):
+    """What the user wrote cannot be right."""
+
+    exit_code = 2
+
+
+class GraphError(InputError):
+    """A model YAML, or an edit of one, breaks a rule of graphs."""
+
+
+class SpaceError(InputError):
+    """A search space, a placement or a hyperparameter is not legal."""
+
+
+class DataError(InputError):
+    """A data set cannot be read or does not fit."""
+
+
+class StudyError(InputError):
+    """A study's folder or record is unusable, or disagrees with the settings given."""
+
+
+class TransferError(NasAttnError):
+    """Weights that did not all find their place."""
+
+
+class PoolError(NasAttnError):
+    """Workers could not be started or reached."""
+
+
+class Interrupted(NasAttnError):
+    """Stopped by the user; the same command goes on."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy's last words: `Did you mean 'LSKA'? Known: CloAttention, ...` for an unknown `name`."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
+        name.lower(), [n.lower() for n in names], n=1, cutoff=0.5
+    )
+    match = next((n for n in names if close and n.lower() == close[0].lower()), None)
+    known_text = f"Known: {', '.join(names) or 'none'}."
+    return f"Did you mean {match!r}? {known_text}" if match else known_text

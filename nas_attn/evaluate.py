@@ -1,0 +1,382 @@
+"""What a worker does: fit the base, measure costs, train candidates. JSON in, JSON out; a failure is an answer, never an exception.
+
+`serve(kind, payload)` is the one entry, for a Ray worker and for the driver's own process alike. A worker keeps what it loaded (the base's
+tensors, decoded images, parsed labels) from one task to the next. Its last act in a training is an atomic, fsynced `outcome.json`.
+"""
+
+import hashlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_attn import cost, latency
+from nas_attn.architecture import Architecture
+from nas_attn.detector import build, build_architecture, load_weights, silence
+from nas_attn.errors import InputError
+from nas_attn.graph import Edit, Graph
+from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
+from nas_attn.proxy import Trained, Training
+from nas_attn.proxy import train as train_model
+
+THREADS = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Everything that a worker must know of a study besides the job: the base, the data lists, how to fit and how to time.
+
+    `fit` and `latency` are the settings of the space; `device` is `cpu` or `cuda:0`; paths are absolute.
+    """
+
+    folder: str
+    base: str
+    graph: Mapping[str, Any]
+    scale: str
+    weights: str | None
+    names: tuple[str, ...]
+    train_list: str
+    val_list: str
+    score_on: str
+    data: str
+    fit: Mapping[str, Any]
+    latency: Mapping[str, Any]
+    device: str
+    seed: int
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Setup":
+        """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
+        return cls(**{**data, "names": tuple(data["names"])})
+
+    def yaml_graph(self) -> Graph:
+        """The base's graph."""
+        return Graph.from_yaml(self.graph)
+
+
+def serve(kind: str, payload: str) -> str:
+    """Answer one task of kind `fit`, `measure` or `train`; every failure comes back as JSON with its stage."""
+    silence()
+    task = json.loads(payload)
+    setup = Setup.from_dict(task["setup"])
+    if kind == "fit":
+        return json.dumps(fit(setup), allow_nan=False)
+    if kind == "measure":
+        return json.dumps({"costs": measure(setup, [Architecture.from_dict(a) for a in task["architectures"]])}, allow_nan=False)
+    if kind == "train":
+        return json.dumps(outcome_to_dict(evaluate(setup, Job.from_dict(task["job"]))), allow_nan=False)
+    raise InputError(f"A task's kind must be fit, measure or train, but got {kind!r}.")
+
+
+def code_version() -> str:
+    """The versions that a score depends on."""
+    return ", ".join(f"{name} {version(name)}" for name in ("nas-attn", "ultralytics", "torch"))
+
+
+def fit(setup: Setup) -> dict[str, Any]:
+    """Fit the base to the data once; an earlier finished fit of the same study is returned as it is.
+
+    Returns a dictionary with `fingerprint` of the fitted weights, score, curve and seconds, or with `failure`.
+    """
+    stages = _Stages()
+    folder = Path(setup.folder) / "base"
+    done = folder / "fit.json"
+    if done.is_file() and (folder / "weights.pt").is_file():
+        return dict(json.loads(done.read_text()))
+    try:
+        with stages("load"):
+            model, new_tensors = _start_of_fit(setup)
+        with stages("train"):
+            trained = _fit(setup, model, folder) if setup.fit["epochs"] else None
+            state = trained.state if trained else model.state_dict()
+        with stages("score"):
+            return _keep_fit(setup, folder, state, trained, new_tensors)
+    except Exception as error:
+        return {"failure": asdict(stages.failure(error))}
+
+
+def measure(setup: Setup, architectures: Sequence[Architecture]) -> list[dict[str, Any]]:
+    """Costs of some candidates, their latency interleaved with the base's; one answer each, `{"cost": ...}` or `{"failure": ...}`."""
+    answers: list[dict[str, Any]] = [{} for _ in architectures]
+    models: dict[int, nn.Module] = {}
+    for i, architecture in enumerate(architectures):
+        stages = _Stages()
+        try:
+            with stages("build"):
+                model, _ = _build(setup, architecture, setup.seed)
+            with stages("cost"):
+                answers[i] = {"cost": _static_cost(setup, model)}
+            models[i] = model
+        except Exception as error:
+            answers[i] = {"failure": asdict(stages.failure(error))}
+    try:
+        for i, timed in zip(models, _latencies(setup, [architectures[i] for i in models], list(models.values())), strict=True):
+            answers[i] = {"cost": asdict(Cost(**answers[i]["cost"], latency=timed))}
+    except Exception as error:
+        failure = {"failure": asdict(Failure(stage="latency", error=str(error), traceback=traceback.format_exc()))}
+        answers = [failure if i in models else answer for i, answer in enumerate(answers)]
+    return answers
+
+
+def evaluate(setup: Setup, job: Job) -> Outcome:
+    """Train one candidate by its recipe and score it; never raises, but names the stage that failed."""
+    start = time.perf_counter()
+    folder = job.folder(Path(setup.folder))
+    stages = _Stages()
+    outcome: Outcome
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with stages("build"):
+            model, edit = _build(setup, job.architecture, job.seed)
+        with stages("train"):
+            trained = train_model(_training(setup, job, folder), model)
+        with stages("score"):
+            outcome = _measured(setup, job, trained, edit, start)
+            _write_atomic(folder / "weights.pt", lambda file: torch.save(dict(trained.state), file))
+    except Exception as error:
+        outcome = stages.failure(error)
+    text = outcome_file_text(job, outcome)
+    _write_atomic(folder / "outcome.json", lambda file: file.write_text(text))
+    return outcome
+
+
+class _Stages:
+    """Remembers which stage an exception came from."""
+
+    def __init__(self) -> None:
+        self.current = "start"
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self.current = stage
+        yield
+
+    def failure(self, error: Exception) -> Failure:
+        """The failure of the current stage, with its traceback for developers."""
+        return Failure(stage=self.current, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+
+
+def _start_of_fit(setup: Setup) -> tuple[nn.Module, tuple[str, ...]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setup.seed)
+        model = build(setup.yaml_graph(), setup.scale, len(setup.names), setup.names)
+    new = load_weights(model, Path(setup.weights)) if setup.weights else ()
+    if not setup.fit["epochs"] and (new or not setup.weights):
+        raise InputError(
+            f"A base that is not fitted needs weights of the same classes, but base_fit.epochs=0, weights={setup.weights} "
+            f"and {len(new)} head tensors are new; set base_fit.epochs to 30 or so."
+        )
+    return model, new
+
+
+def _fit(setup: Setup, model: nn.Module, folder: Path) -> Trained:
+    settings = dict(setup.fit)
+    schedule = {name: settings.pop(name) for name in ("epochs", "imgsz", "batch", "lr0")}
+    training = Training(
+        train_list=setup.train_list,
+        val_list=setup.val_list,
+        names=setup.names,
+        folder=str(folder / "fit"),
+        new_lr_scale=1.0,
+        seed=setup.seed,
+        device=setup.device,
+        threads=threads(),
+        args=settings,
+        **schedule,
+    )
+    progress = folder / "progress.json"
+    curve: list[dict[str, float]] = []
+
+    def note(epoch: dict[str, float]) -> None:
+        curve.append(epoch)
+        text = json.dumps(curve)
+        _write_atomic(progress, lambda file: file.write_text(text))
+
+    return train_model(training, model, note)
+
+
+def _keep_fit(
+    setup: Setup, folder: Path, state: Mapping[str, Tensor], trained: Trained | None, new_tensors: tuple[str, ...]
+) -> dict[str, Any]:
+    result = {
+        "fingerprint": _fingerprint(state),
+        "data": setup.data,
+        "code": code_version(),
+        "map50_95": trained.map50_95 if trained else None,
+        "curve": list(trained.curve) if trained else [],
+        "seconds": trained.train_seconds if trained else 0.0,
+        "new_tensors": list(new_tensors),
+        "device": _device_name(setup.device),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_atomic(folder / "weights.pt", lambda file: torch.save(dict(state), file))
+    text = json.dumps(result, allow_nan=False)
+    _write_atomic(folder / "fit.json", lambda file: file.write_text(text))
+    return result
+
+
+def _build(setup: Setup, architecture: Architecture, seed: int) -> tuple[nn.Module, Edit]:
+    weights = Path(setup.folder) / "base" / "weights.pt"
+    state = _base_state(str(weights), weights.stat().st_mtime_ns)
+    return build_architecture(setup.yaml_graph(), setup.scale, architecture, setup.names, state, seed)
+
+
+@lru_cache(maxsize=2)
+def _base_state(file: str, _written_ns: int) -> Mapping[str, Tensor]:
+    loaded: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def _static_cost(setup: Setup, model: nn.Module) -> dict[str, float]:
+    image_BCHW = torch.zeros(_latency_shape(setup))
+    return {
+        "params_m": cost.parameters_m(model),
+        "gmacs": cost.gmacs(model, image_BCHW[:1]),
+        "activation_mib": cost.activation_mib(model, image_BCHW),
+    }
+
+
+def _latencies(setup: Setup, architectures: Sequence[Architecture], models: Sequence[nn.Module]) -> list[Latency]:
+    base, _ = _build(setup, Architecture(setup.base), setup.seed)
+    options = {"shape": _latency_shape(setup), "device": setup.device, "threads": threads()}
+    gate = _latency_gate(setup, base, options)
+    candidates = [i for i, a in enumerate(architectures) if a.placements]
+    timed = latency.measure(
+        base,
+        [models[i] for i in candidates],
+        gate=gate,
+        blocks=setup.latency["blocks"],
+        retries=setup.latency["retries"],
+        seed=setup.seed,
+        **options,
+    )
+    by_index = dict(zip(candidates, timed, strict=True))
+    return [by_index.get(i) or _base_latency(gate, setup) for i in range(len(architectures))]
+
+
+def _latency_gate(setup: Setup, base: nn.Module, options: Mapping[str, Any]) -> latency.Gate:
+    environment = latency.environment(options["device"], threads=options["threads"])
+    key = hashlib.sha256(json.dumps([environment, options["shape"]], sort_keys=True).encode()).hexdigest()[:12]
+    file = Path(setup.folder) / "base" / f"latency-gate-{key}.json"
+    if file.is_file():
+        return latency.Gate.from_dict(json.loads(file.read_text()))
+    gate = latency.calibrate(base, runs=setup.latency["calibrations"], blocks=setup.latency["blocks"], seed=setup.seed, **options)
+    text = json.dumps(gate.to_dict())
+    _write_atomic(file, lambda target: target.write_text(text))
+    return gate
+
+
+def _base_latency(gate: latency.Gate, setup: Setup) -> Latency:
+    # The base beside itself is one by definition; what its calibration runs scattered is in the gate.
+    return Latency(
+        ratio=1.0,
+        low=1.0,
+        high=1.0,
+        latency_ms=gate.base_ms,
+        base_ms=gate.base_ms,
+        quality="gated",
+        blocks=setup.latency["blocks"],
+        attempts=1,
+        environment=gate.environment,
+    )
+
+
+def _latency_shape(setup: Setup) -> tuple[int, int, int, int]:
+    size = setup.latency["imgsz"]
+    return setup.latency["batch"], 3, size, size
+
+
+def _training(setup: Setup, job: Job, folder: Path) -> Training:
+    recipe = job.recipe
+    return Training(
+        train_list=setup.train_list,
+        val_list=setup.val_list,
+        names=setup.names,
+        folder=str(folder),
+        epochs=recipe.epochs,
+        imgsz=recipe.imgsz,
+        batch=recipe.batch,
+        lr0=recipe.lr0,
+        new_lr_scale=recipe.new_lr_scale,
+        seed=job.seed,
+        device=setup.device,
+        threads=threads(),
+        args=dict(recipe.args),
+    )
+
+
+def _measured(setup: Setup, job: Job, trained: Trained, edit: Edit, start: float) -> Measured:
+    host = {edit.moved[layer] + 1: layer for layer in (p.layer for p in job.architecture.placements)}
+    return Measured(
+        map50_95=trained.map50_95,
+        map50=trained.map50,
+        curve=tuple({_by_host(name, host): value for name, value in epoch.items()} for epoch in trained.curve),
+        gates={str(host[row]): opening for row, opening in trained.gates.items()},
+        train_seconds=trained.train_seconds,
+        total_seconds=time.perf_counter() - start,
+        peak_memory_mib=trained.peak_memory_mib,
+        batch=job.recipe.batch,
+        device=_device_name(setup.device),
+    )
+
+
+def _by_host(name: str, host: Mapping[int, int]) -> str:
+    return f"gate_{host[int(name.removeprefix('gate_'))]}" if name.startswith("gate_") else name
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu, {threads()} threads"
+
+
+def threads() -> int:
+    """How many threads this process computes with: what the pool gave it, or every core."""
+    return int(os.environ.get(THREADS) or os.cpu_count() or 1)
+
+
+def resolved_device(name: str) -> str:
+    """`cpu` or `cuda:0` for `auto`, `cpu`, `cuda`, `cuda:0` or `0`. A pool gives each worker its own GPU, which is `cuda:0` there.
+
+    Raises:
+        InputError: another name, or a GPU where there is none.
+    """
+    wanted = {"auto": "cuda:0" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "cuda:0", "cuda:0": "cuda:0", "0": "cuda:0"}
+    if name not in wanted:
+        raise InputError(f"`--device` must be auto, cpu or cuda, but got {name!r}; choose GPUs with CUDA_VISIBLE_DEVICES.")
+    if wanted[name] != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"`--device {name}` needs a CUDA device, but torch sees none; give --device cpu.")
+    return wanted[name]
+
+
+def _fingerprint(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _write_atomic(file: Path, write: Callable[[Path], object]) -> None:
+    """Whole or not at all, also through a power cut: a temporary file, fsync, rename, fsync of the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    write(temporary)
+    _fsync(temporary)
+    temporary.replace(file)
+    _fsync(file.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,197 @@
+"""A winner on paper: a full Ultralytics YAML, its weights, a card that says what was measured, and a training script."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from nas_attn import pick
+from nas_attn.detector import build, insert_architecture, read_state
+from nas_attn.errors import InputError, StudyError
+from nas_attn.evaluate import Setup
+from nas_attn.graph import Graph
+from nas_attn.outcome import Job, Measured, Snapshot, Trial
+from nas_attn.train import WEIGHTS
+
+ROWS = ("backbone", "head")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """Where an export is; `weights` is None where the scale differs from the searched one."""
+
+    folder: Path
+    yaml_file: Path
+    weights: Path | None
+
+
+def export(snapshot: Snapshot, setup: Setup, trial: Trial, to: Path, *, scale: str | None = None, reason: str = "") -> Exported:
+    """Write `trial` into the folder `to`: YAML, weights (at the searched scale), card and training script.
+
+    Raises:
+        InputError: a folder that holds another YAML, or a scale that the base does not have.
+        StudyError: a trial that was not measured, or whose weights are gone.
+    """
+    scale = setup.scale if scale is None else scale
+    graph = insert_architecture(setup.yaml_graph(), trial.architecture).graph
+    config = _config(graph, setup, scale)
+    build(Graph.from_yaml(config), scale, len(setup.names))
+    to.mkdir(parents=True, exist_ok=True)
+    file = to / f"{_stem(setup, scale)}-{trial.architecture.digest()}.yaml"
+    others = [f.name for f in to.glob("*.yaml") if f != file]
+    if others:
+        raise InputError(f"An export's folder holds exactly one YAML, but {to} holds {others}; give another --to.")
+    weights = _copy_weights(snapshot, trial, to) if scale == setup.scale else None
+    file.write_text(_header(snapshot, trial, setup) + _dump(config))
+    facts = _facts(snapshot, setup, trial, file.name, weights, reason)
+    for name in ("card.md", "train.py"):
+        (to / name).write_text(_template(name).render(facts))
+    return Exported(folder=to, yaml_file=file, weights=weights)
+
+
+def keep_weights(snapshot: Snapshot, best: int = 3) -> int:
+    """Delete the weights of trials that are neither on the front nor among the `best` by score; returns how many files went.
+
+    The base and its seeds are kept.
+    """
+    scored = [t for t in snapshot.trials if t.values is not None]
+    top = sorted(scored, key=lambda t: -(t.values or {})["map50_95"])[:best]
+    base = [t for t in snapshot.trials if not t.architecture.placements]
+    kept = {t.architecture.digest() for t in (*pick.front_trials(snapshot), *top, *base)}
+    running = {t.architecture.digest() for t in snapshot.trials if t.state == "RUNNING"}
+    doomed = [f for f in (snapshot.folder / "trials").glob(f"*/*/*/{WEIGHTS}") if f.parents[2].name not in kept | running]
+    for file in doomed:
+        file.unlink()
+    return len(doomed)
+
+
+def best_job(trial: Trial) -> tuple[Job, Measured]:
+    """The job whose weights stand for a trial: its highest rung, its first seed.
+
+    Raises:
+        StudyError: a trial without a finished training.
+    """
+    done = pick.measured(trial)
+    if not done:
+        raise StudyError(
+            f"Only a measured trial can be exported, but trial {trial.number} is {trial.kind or 'running'}; see `nas-attn report`."
+        )
+    return done[0]
+
+
+def _copy_weights(snapshot: Snapshot, trial: Trial, to: Path) -> Path:
+    job, _ = best_job(trial)
+    folder = job.folder(snapshot.folder).parent
+    files = sorted(folder.glob(f"*/{WEIGHTS}"), key=lambda f: int(f.parent.name))
+    if not files:
+        raise StudyError(
+            f"Weights are kept for the front and the best few, but trial {trial.number} has none in {folder}; export a member of the front, "
+            "or give --scale to export the YAML alone."
+        )
+    read_state(files[-1])  # what cannot be read must not be handed on
+    return Path(shutil.copyfile(files[-1], to / WEIGHTS))
+
+
+def _config(graph: Graph, setup: Setup, scale: str) -> dict[str, Any]:
+    config = graph.to_yaml()
+    scales: Mapping[str, Any] = config.get("scales") or {}
+    if scales and scale and scale not in scales:
+        raise InputError(f"`--scale` must be one of {sorted(scales)}, but got {scale!r}.")
+    if scale and not scales:
+        raise InputError(f"`--scale` needs a base with scales, but {setup.base} has none; leave it out.")
+    if scales:
+        # One entry, so that no file name can choose another scale than the one that was searched.
+        config["scales"] = {scale: scales[scale]} if scale else dict([next(iter(scales.items()))])
+    config["nc"] = len(setup.names)
+    return config
+
+
+def _stem(setup: Setup, scale: str) -> str:
+    stem = Path(setup.base).stem
+    if not scale or scale == setup.scale and re.search(rf"\d{scale}(?:[-_.]|$)", stem):
+        return stem
+    if setup.scale:
+        return re.sub(rf"(\d){setup.scale}(?=[-_.]|$)", rf"\g<1>{scale}", stem)
+    return f"{stem}{scale}"
+
+
+def _dump(config: Mapping[str, Any]) -> str:
+    parts = [yaml.safe_dump({k: v for k, v in config.items() if k not in ROWS}, sort_keys=False, default_flow_style=None)]
+    number = 0
+    for part in ROWS:
+        lines = [f"{part}:  # [from, repeats, module, args]"]
+        for row in config[part]:
+            text = yaml.safe_dump(row, default_flow_style=True, width=10_000).strip()
+            lines.append(f"  - {text}  # {number}")
+            number += 1
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _header(snapshot: Snapshot, trial: Trial, setup: Setup) -> str:
+    return (
+        f"# {setup.base} with {trial.architecture}; rows are numbered after the insertion.\n"
+        f"# Exported by nas_attn {version('nas-attn')} from study {snapshot.name}, trial {trial.number}; see card.md.\n"
+        "# Derived from a model file of Ultralytics (AGPL-3.0). Run `import nas_attn` before Ultralytics builds it.\n\n"
+    )
+
+
+def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weights: Path | None, reason: str) -> dict[str, Any]:
+    job, outcome = best_job(trial)
+    sigma = pick.sigma(snapshot)
+    return {
+        "yaml": yaml_name,
+        "base": setup.base,
+        "architecture": str(trial.architecture),
+        "reason": reason,
+        "rows": _rows(snapshot, trial),
+        "score_on": job.recipe.score_on,
+        "epochs": job.recipe.epochs,
+        "imgsz": job.recipe.imgsz,
+        "batch": job.recipe.batch,
+        "seeds": len(pick.measured(trial)),
+        "sigma": "unknown (one seed)" if sigma is None else f"{sigma:.4f}",
+        "latency": _latency(trial),
+        "device": outcome.device,
+        "code": job.recipe.code,
+        "study": snapshot.name,
+        "trial": trial.number,
+        "digest": trial.architecture.digest(),
+        "gates": ", ".join(f"row {row}: {value:.4f}" for row, value in outcome.gates.items()) or "none",
+        "weights": f"`{WEIGHTS}`: its trained tensors, a plain state dict."
+        if weights
+        else "No weights: the scale differs from the searched one.",
+        "command": snapshot.settings.get("command", "nas-attn search"),
+    }
+
+
+def _rows(snapshot: Snapshot, trial: Trial) -> list[tuple[str, str, str]]:
+    base = pick.base_trial(snapshot)
+    names = ("map50_95", "latency_ratio", "latency_ms", "params_m", "gmacs")
+
+    def text(entry: Trial | None, name: str) -> str:
+        value = pick.metric(entry, name) if entry is not None else None
+        return "unknown" if value is None else f"{value:.4f}"
+
+    return [(name, text(trial, name), text(base, name)) for name in names]
+
+
+def _latency(trial: Trial) -> str:
+    if trial.cost is None:
+        return "not measured"
+    timed = trial.cost.latency
+    where = ", ".join(f"{k} {v}" for k, v in timed.environment.items())
+    return f"{timed.ratio:.3f} of the base, 95 % interval {timed.low:.3f} to {timed.high:.3f}, {timed.quality}, {timed.blocks} paired blocks ({where})"
+
+
+def _template(name: str) -> jinja2.Template:
+    source = resources.files("nas_attn").joinpath(f"templates/{name}.j2").read_text(encoding="utf-8")
+    # Markdown and Python, not HTML: nothing to escape, and names come from the study's own validated values.
+    return jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined).from_string(source)

@@ -1,0 +1,197 @@
+"""A search before it starts: the base's graph, the data's split, what workers need to know, the positive controls, and what it will cost."""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nas_attn import data, proxy
+from nas_attn.architecture import Architecture, Placement
+from nas_attn.detector import build, load_base, sites
+from nas_attn.errors import InputError, StudyError, nearest
+from nas_attn.evaluate import Setup, resolved_device, threads
+from nas_attn.space import SearchSpace, Site
+from nas_attn.spec import SpaceSpec
+
+SCORE_ON = ("search_val", "val")
+HELP_EPOCHS = 3
+PROBE_BATCHES = 3
+SETUP = "setup.json"
+
+Control = tuple[str, Architecture, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that a study is begun with. `images` and `scored` count the images of one epoch and of one scoring."""
+
+    spec: SpaceSpec
+    space: SearchSpace
+    setup: Setup
+    controls: tuple[Control, ...]
+    images: int
+    scored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a search will take here, measured on the base: seconds, and bytes on disk at its end."""
+
+    architectures: int
+    fit_seconds: float
+    trial_seconds: float
+    total_seconds: float
+    disk_bytes: int
+    trainings: int
+    workers: int
+    device: str
+
+
+def prepare(
+    spec: SpaceSpec,
+    source: str,
+    data_yaml: Path,
+    folder: Path,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    score_on: str = "search_val",
+) -> Plan:
+    """Resolve a space on its base and a data set; writes the image lists into `folder`, nothing anywhere else.
+
+    Raises:
+        InputError: a data set, base, site, device or weights that cannot be used; the message says which and what would be right.
+    """
+    if score_on not in SCORE_ON:
+        raise InputError(f"`--score-on` must be search_val or val, but got {score_on!r}. {nearest(score_on, SCORE_ON)}")
+    if weights is not None and not weights.is_file():
+        raise InputError(f"`--weights` must be a file, but {weights} is none; leave it out to fit the base from scratch.")
+    if weights is None and not spec.base_fit.epochs:
+        raise InputError("`base_fit.epochs: 0` takes the base as its weights are, but there are none; give --weights or epochs.")
+    graph, scale = load_base(spec.base_file(source))
+    if graph.rows[-1].module == "RTDETRDecoder":
+        raise InputError(
+            f"A search needs a YOLO base, but {spec.base} ends in RTDETRDecoder, whose training differs; take e.g. yolo11n.yaml."
+        )
+    available = sites(graph, scale)
+    space = spec.resolve(available, source)
+    found = data.load(data_yaml)
+    labels = [data.read_labels(image, len(found.names)) for image in found.train]
+    train, scored = _split(spec, found, labels, score_on)
+    folder = folder.resolve()
+    lists = {name: folder / "lists" / f"{name}.txt" for name in ("train", score_on)}
+    proxy.write_list(lists["train"], train)
+    proxy.write_list(lists[score_on], scored)
+    setup = Setup(
+        folder=str(folder),
+        base=spec.base,
+        graph=graph.to_yaml(),
+        scale=scale,
+        weights=str(weights.resolve()) if weights else None,
+        names=found.names,
+        train_list=str(lists["train"]),
+        val_list=str(lists[score_on]),
+        score_on=score_on,
+        data=data.fingerprint(labels, found.names),
+        fit=spec.base_fit.model_dump(mode="json"),
+        latency=spec.latency.model_dump(mode="json"),
+        device=resolved_device(device),
+        seed=spec.seed,
+    )
+    return Plan(spec=spec, space=space, setup=setup, controls=_controls(spec, available), images=len(train), scored=len(scored))
+
+
+def save_setup(setup: Setup) -> None:
+    """Keep the setup in the study's folder, for exports."""
+    (Path(setup.folder) / SETUP).write_text(json.dumps(asdict(setup), indent=1))
+
+
+def load_setup(folder: Path) -> Setup:
+    """The setup of the study in `folder`, wherever the folder has been moved to.
+
+    Raises:
+        StudyError: no study there.
+    """
+    file = folder / SETUP
+    if not file.is_file():
+        raise StudyError(f"A study's folder holds {SETUP}, but {folder} does not; give the folder that `nas-attn search --out` wrote.")
+    return replace(Setup.from_dict(json.loads(file.read_text())), folder=str(folder.resolve()))
+
+
+def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
+    """Train the base on a few batches here, in a temporary folder, and work out what `trials` trials on `workers` workers will take."""
+    setup, spec = plan.setup, plan.spec
+    few = min(PROBE_BATCHES * spec.proxy.batch, plan.images)
+    model_bytes = 4 * sum(v.numel() for v in _new_base(setup).state_dict().values())
+    with tempfile.TemporaryDirectory(prefix="nas-attn-") as name:
+        _probe(plan, Path(name), few)  # the first run pays for loading and compiling
+        one, two = _probe(plan, Path(name), few), _probe(plan, Path(name), min(2 * few, plan.images))
+    train_s = max(two - one, 0.1 * one) / max(min(2 * few, plan.images) - few, 1) if plan.images > few else one / few
+    score_s = max(one - train_s * few, 0.0) / min(few, plan.scored)
+    epoch_s = plan.images * train_s + plan.scored * score_s
+    fit_s, trial_s = spec.base_fit.epochs * epoch_s, spec.proxy.epochs * epoch_s
+    control_s = (1 + HELP_EPOCHS) * trial_s if spec.controls else 0.0
+    candidates = max(trials - 1, 0) * spec.seeds
+    total_s = fit_s + (math.ceil(candidates / workers) + math.ceil(spec.base_seeds / workers)) * trial_s + control_s
+    kept = spec.base_seeds + 1 + min(candidates, 8)
+    return Estimate(
+        architectures=plan.space.size,
+        fit_seconds=fit_s,
+        trial_seconds=trial_s,
+        total_seconds=total_s,
+        disk_bytes=kept * model_bytes,
+        trainings=candidates + spec.base_seeds + (2 if spec.controls else 0) + 1,
+        workers=workers,
+        device=setup.device,
+    )
+
+
+def _split(spec: SpaceSpec, found: data.DataSet, labels: list[data.Labels], score_on: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if score_on == "val":
+        return found.train, found.val
+    return data.split_search_val(labels, spec.search_val, spec.seed)
+
+
+def _controls(spec: SpaceSpec, available: tuple[Site, ...]) -> tuple[Control, ...]:
+    by_name = {name: site.layer for site in available for name in site.names}
+    rows = sorted({by_name[name] for name in ("P3", "P4", "P5") if name in by_name}) or [available[0].layer]
+    harm = Architecture(spec.base, tuple(Placement(row, "Blur") for row in rows))
+    return (
+        ("help", Architecture(spec.base), {"epochs": HELP_EPOCHS * spec.proxy.epochs}),
+        ("harm", harm, {}),
+    )
+
+
+def _new_base(setup: Setup) -> Any:
+    return build(setup.yaml_graph(), setup.scale, len(setup.names), setup.names)
+
+
+def _probe(plan: Plan, folder: Path, images: int) -> float:
+    setup, spec = plan.setup, plan.spec
+    lines = Path(setup.train_list).read_text().splitlines()
+    scored = Path(setup.val_list).read_text().splitlines()
+    proxy.write_list(folder / "train.txt", tuple(lines[:images]))
+    few = min(PROBE_BATCHES * spec.proxy.batch, plan.images)
+    proxy.write_list(folder / "val.txt", tuple(scored[:few]))
+    trained = proxy.train(
+        proxy.Training(
+            train_list=str(folder / "train.txt"),
+            val_list=str(folder / "val.txt"),
+            names=setup.names,
+            folder=str(folder / "run"),
+            epochs=1,
+            imgsz=spec.proxy.imgsz,
+            batch=spec.proxy.batch,
+            lr0=spec.proxy.lr0,
+            new_lr_scale=spec.proxy.new_lr_scale,
+            seed=spec.seed,
+            device=setup.device,
+            threads=threads(),
+            args=dict(spec.proxy.args),
+        ),
+        _new_base(setup),
+    )
+    return trained.train_seconds

@@ -1,0 +1,146 @@
+"""What driver and workers say to each other, checked: the settings and the recipe of a study, and the answers of workers.
+
+An answer that is not usable becomes a `Failure`, for a failed trial must not end a search.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from nas_attn.errors import NasAttnError
+from nas_attn.outcome import Cost, Failure, Job, Measured, Outcome, Recipe, Rejected, Stopped, outcome_from_dict
+from nas_attn.space import SearchSpace
+
+if TYPE_CHECKING:
+    from nas_attn.space import SpaceSpec
+
+_VERSIONS = ("nas-attn", "ultralytics", "torch")
+_LONG = 400  # characters of a setting that are worth showing when settings differ
+
+
+def study_settings(folder: Path, spec: "SpaceSpec", space: SearchSpace, setup: Mapping[str, Any], sampler: str) -> dict[str, Any]:
+    """What a study may not go on without: everything that scores, costs and choices depend on, and nothing that says where it lies."""
+    places = {str(folder.resolve()), str(Path(setup.get("folder", folder)).resolve())}
+    identity = {name: _short(_relative(value, places)) for name, value in setup.items() if name != "folder"}
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "space": space.fingerprint(),
+        "setup": identity,
+        "sampler": sampler,
+        "versions": {name: _version(name) for name in _VERSIONS},
+    }
+
+
+def _relative(value: Any, places: set[str]) -> Any:
+    text = json.dumps(value)
+    for place in sorted(places, key=len, reverse=True):
+        text = text.replace(json.dumps(place)[1:-1] + "/", "./")
+    return json.loads(text)
+
+
+def _short(value: Any) -> Any:
+    text = json.dumps(value, sort_keys=True)
+    return value if len(text) <= _LONG else f"sha256:{sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def recipe_of(spec: "SpaceSpec", setup: Mapping[str, Any], fit: Mapping[str, Any]) -> Recipe:
+    """The recipe of every candidate's training: the space's proxy, on what the fit stands for."""
+    proxy = spec.proxy.model_dump(mode="json")
+    known = {name: proxy.pop(name) for name in ("epochs", "imgsz", "batch", "lr0", "new_lr_scale")}
+    return Recipe(
+        **known,
+        score_on=str(setup.get("score_on", "search_val")),
+        data=fit["data"],
+        base=fit["fingerprint"],
+        code=fit["code"],
+        args=tuple(sorted(proxy.items())),
+    )
+
+
+def job_key(job: Job) -> str:
+    """The same for every attempt at a job, and different for any two jobs of a study."""
+    return f"{job.architecture.digest()}/{job.name()}"
+
+
+def read_fit(text: str) -> Mapping[str, Any]:
+    """The answer to a fit.
+
+    Raises:
+        NasAttnError: the fit failed, or does not say what it stands for.
+    """
+    fit: Mapping[str, Any] = json.loads(text)
+    if "failure" in fit:
+        raise NasAttnError(f"The base must be fitted before any trial, but its fit failed: {words(Failure(**fit['failure']))}")
+    missing = {"fingerprint", "data", "code"} - set(fit)
+    if missing:
+        raise NasAttnError(f"A fit must say which weights, data and code it stands for, but {sorted(missing)} are missing.")
+    return fit
+
+
+def read_costs(text: str, count: int) -> list[Cost | Failure]:
+    """The answer to a measurement of `count` architectures; a cost that is negative or not finite is a failure."""
+    answers = json.loads(text).get("costs", ())
+    unusable = Failure(stage="cost", error="the worker's answer holds no usable cost")
+    costs = [_cost(answer) or unusable for answer in answers]
+    return costs if len(costs) == count else [unusable] * count
+
+
+def _cost(answer: Mapping[str, Any]) -> Cost | Failure | None:
+    with contextlib.suppress(KeyError, TypeError):
+        if "failure" in answer:
+            return Failure(**answer["failure"])
+        cost = Cost.from_dict(answer["cost"])
+        values = [*cost.metrics().values(), cost.latency.low, cost.latency.high]
+        return cost if all(math.isfinite(value) and value >= 0 for value in values) else None
+    return None
+
+
+def read_outcome(text: str) -> Outcome:
+    """The answer to a training."""
+    try:
+        outcome = outcome_from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        return Failure(stage="score", error=f"the worker's answer is not usable: {error}")
+    if isinstance(outcome, Rejected):
+        return Failure(stage="score", error="a worker cannot reject, for limits are checked before training")
+    return outcome
+
+
+def mean_outcome(outcomes: Sequence[Measured]) -> Measured:
+    """The first seed's outcome with the mean scores of all: what is told."""
+    return replace(outcomes[0], map50_95=fmean(o.map50_95 for o in outcomes), map50=fmean(o.map50 for o in outcomes))
+
+
+def lost_failure(times: int, reason: str) -> Failure:
+    """A job whose worker was lost too often."""
+    return Failure(stage="deadline" if reason.startswith("deadline") else "worker", error=f"lost {times} times; the last: {reason}")
+
+
+def worn_out(attempts: int) -> Failure:
+    """A job at which drivers have ended too often."""
+    return Failure(stage="worker", error=f"{attempts} attempts began, and none of them ended")
+
+
+def words(outcome: Outcome | None) -> str:
+    """An outcome in a few words."""
+    if isinstance(outcome, Failure):
+        return f"{outcome.stage}: {outcome.error}"
+    if isinstance(outcome, Rejected):
+        return f"{outcome.limit} = {outcome.value:.4g} is over the limit of {outcome.bound:g}"
+    if isinstance(outcome, Stopped):
+        return f"stopped at rung {outcome.rung}"
+    return f"mAP50-95 {outcome.map50_95:.4f}"

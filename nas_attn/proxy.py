@@ -1,0 +1,236 @@
+"""The proxy: the base is fitted once, then every candidate, and the base itself, is trained on from it for the same few epochs.
+
+What is pinned and why (each of these has changed a ranking somewhere): the optimizer and its rate (`auto` switches by the number of
+iterations); nominal batch = batch (the default of 64 makes a short proxy 32 steps long, in which no gate opens); a warm-up of half an
+epoch with biases from zero; mosaic until the last 40 % of the epochs (the default closes it ten epochs before the end, so a short run never
+sees it); the seed of every random source just before training, so that base and candidate see the same images, order and augmentation;
+threads. Batch halving on lack of memory and recovery from NaN are off: they would compare trainings that differ.
+"""
+
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.models.yolo.detect import DetectionTrainer
+
+from nas_attn.attention.gate import Gated
+from nas_attn.dataset import NasDataset
+from nas_attn.detector import silence
+from nas_attn.errors import NasAttnError
+from nas_attn.train import NasTrainer
+
+Epoch = dict[str, float]
+
+MOSAIC_SHARE = 0.6
+PINNED: Mapping[str, Any] = {
+    "optimizer": "AdamW",
+    "momentum": 0.9,
+    "weight_decay": 0.0005,
+    "warmup_epochs": 0.5,
+    "warmup_bias_lr": 0.0,
+    "warmup_momentum": 0.9,
+    "lrf": 0.01,
+    "cos_lr": False,
+}
+ALWAYS: Mapping[str, Any] = {
+    "task": "detect",
+    "mode": "train",
+    "pretrained": False,
+    "save": False,
+    "plots": False,
+    "val": True,
+    "verbose": False,
+    "deterministic": True,
+    "workers": 0,
+    "patience": 1_000_000,
+    "exist_ok": True,
+    "cache": False,
+    "rect": False,
+    "compile": False,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One training of a ready model: its images, schedule, seed and device. `args` are further Ultralytics arguments."""
+
+    train_list: str
+    val_list: str
+    names: tuple[str, ...]
+    folder: str
+    epochs: int
+    imgsz: int
+    batch: int
+    lr0: float
+    new_lr_scale: float
+    seed: int
+    device: str
+    threads: int
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A finished training: the averaged weights that were scored, every epoch, and what it took."""
+
+    state: Mapping[str, Tensor]
+    curve: tuple[Epoch, ...]
+    gates: Mapping[int, float]
+    train_seconds: float
+    peak_memory_mib: float
+
+    @property
+    def map50_95(self) -> float:
+        """mAP50-95 after the last epoch, in 0..1."""
+        return self.curve[-1]["map50_95"]
+
+    @property
+    def map50(self) -> float:
+        """mAP50 after the last epoch, in 0..1."""
+        return self.curve[-1]["map50"]
+
+
+class ProxyTrainer(NasTrainer):
+    """A trainer for one ready model that writes no checkpoint, reads no data YAML and changes no batch size on its own."""
+
+    def __init__(self, training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None] | None = None) -> None:
+        self.training = training
+        self.new_lr_scale = training.new_lr_scale  # type: ignore[misc]
+        self.curve: list[Epoch] = []
+        self.on_epoch = on_epoch
+        super().__init__(overrides=arguments(training))
+        # Ultralytics' device selection sets the number of threads of the whole process.
+        torch.set_num_threads(training.threads)
+        self.model = model
+        self.add_callback("on_train_epoch_start", _refuse_batch_halving)
+        self.add_callback("on_fit_epoch_end", _note_epoch)
+
+    def get_dataset(self) -> dict[str, Any]:
+        """The lists of the study's folder, instead of a data YAML that Ultralytics would download, repair and cache beside."""
+        names = dict(enumerate(self.training.names))
+        lists = {"train": self.training.train_list, "val": self.training.val_list}
+        return {**lists, "nc": len(names), "names": names, "channels": 3}
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> NasDataset:
+        """Images and labels of one list, from memory after the first trial."""
+        training = mode == "train"
+        return NasDataset(
+            img_path=img_path,
+            imgsz=self.args.imgsz,
+            batch_size=batch,
+            augment=training,
+            hyp=self.args,
+            rect=not training,
+            stride=max(int(self.model.stride.max()), 32),
+            pad=0.0 if training else 0.5,
+            task="detect",
+            data=self.data,
+        )
+
+    def save_model(self) -> bool:
+        """Nothing: the averaged weights are taken from memory when the training has ended."""
+        return False
+
+    def final_eval(self) -> None:
+        """Nothing: the last epoch's validation is the score."""
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        if not all(torch.isfinite(value).all() for value in self.tloss.values()):
+            raise NasAttnError(f"The loss must stay finite, but in epoch {epoch + 1} it is {_floats(self.tloss)}; lower proxy.lr0.")
+        return False
+
+
+def train(training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None] | None = None) -> Trained:
+    """Train `model` and score its averaged weights after every epoch.
+
+    Raises:
+        NasAttnError: a loss that is not finite.
+        RuntimeError: what torch raises, lack of memory included.
+    """
+    silence()
+    if training.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    trainer = ProxyTrainer(training, model, on_epoch)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    averaged = trainer.ema.ema
+    return Trained(
+        state={k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()},
+        curve=tuple(trainer.curve),
+        gates=gates(averaged),
+        train_seconds=seconds,
+        peak_memory_mib=_peak_memory_mib(training.device),
+    )
+
+
+def arguments(training: Training) -> dict[str, Any]:
+    """Ultralytics' training arguments: what is pinned, what the space says, what the search needs, in rising precedence."""
+    mosaic_epochs = math.ceil(training.epochs * MOSAIC_SHARE)
+    return {
+        **PINNED,
+        "close_mosaic": max(training.epochs - mosaic_epochs, 0),
+        **training.args,
+        **ALWAYS,
+        "model": "nas_attn.yaml",
+        "data": "nas_attn.yaml",
+        "epochs": training.epochs,
+        "imgsz": training.imgsz,
+        "batch": training.batch,
+        "nbs": training.batch,
+        "lr0": training.lr0,
+        "seed": training.seed,
+        "device": training.device.removeprefix("cuda:"),
+        "amp": False if training.device == "cpu" else "bf16",
+        "save_dir": training.folder,
+    }
+
+
+def gates(model: nn.Module) -> dict[int, float]:
+    """The mean |gate| of every inserted row, by its row in the edited model; zero means that it never opened."""
+    rows = model.model.named_children()
+    return {int(row): float(m.gate_bias.detach().abs().mean()) for row, m in rows if isinstance(m, Gated)}
+
+
+def _refuse_batch_halving(trainer: DetectionTrainer) -> None:
+    # Ultralytics halves the batch while this counter is below three: a comparison at different batch sizes is no comparison.
+    trainer._oom_retries = 3
+
+
+def _note_epoch(trainer: ProxyTrainer) -> None:
+    metrics = trainer.metrics
+    epoch: Epoch = {
+        "epoch": float(trainer.epoch + 1),
+        "map50_95": float(metrics["metrics/mAP50-95(B)"]),
+        "map50": float(metrics["metrics/mAP50(B)"]),
+        "train_loss": sum(_floats(trainer.tloss).values()),
+        "val_loss": sum(float(v) for k, v in metrics.items() if k.startswith("val/")),
+        "lr": float(trainer.optimizer.param_groups[0]["lr"]),
+    }
+    for row, opening in gates(trainer.model).items():
+        epoch[f"gate_{row}"] = opening
+    trainer.curve.append(epoch)
+    if trainer.on_epoch is not None:
+        trainer.on_epoch(epoch)
+
+
+def _floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in losses.items()}
+
+
+def _peak_memory_mib(device: str) -> float:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return float(torch.cuda.max_memory_allocated()) / (1 << 20)
+
+
+def write_list(file: Path, images: tuple[str, ...]) -> None:
+    """One image path a line, as Ultralytics reads lists."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{image}\n" for image in images), encoding="utf-8")

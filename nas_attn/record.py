@@ -1,0 +1,290 @@
+"""The record of a study: its Optuna storage, the in-memory mirror that samplers read, and the outcome files of workers.
+
+Every write is one storage transaction that may be the last before a kill; what a driver finds at its start is always enough to go on.
+A trial's attributes: `architecture`, `digest`, `recipe`, `cost`, `attempts`, `losses`, `results`, `controls`, `kind`, `verdict`.
+The study's attributes: `settings`, `objectives`, `owner`, `fit`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from nas_attn.architecture import Architecture
+from nas_attn.errors import StudyError
+from nas_attn.outcome import (
+    Cost,
+    Job,
+    Measured,
+    Outcome,
+    Recipe,
+    Snapshot,
+    Trial,
+    kind,
+    outcome_from_dict,
+    outcome_to_dict,
+    read_outcome_file,
+)
+from nas_attn.sampler import Mirror, ask_seed
+from nas_attn.space import SearchSpace
+from nas_attn.storage import Storage
+
+_FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
+
+
+class Record:
+    """The one writer of a study. Opened by `Record.open`; `trials` holds every trial by its number."""
+
+    def __init__(self, stored: Storage, mirror: Mirror, space: SearchSpace, limits: Mapping[str, float], seed: int) -> None:
+        self._stored, self._mirror, self._space, self._limits, self._seed = stored, mirror, space, dict(limits), seed
+        self._trials: dict[int, Trial] = {}
+        self._counts: dict[int, dict[str, dict[str, int]]] = {}
+        for frozen in stored.study.get_trials(deepcopy=False):
+            trial = _trial(frozen, stored.objectives)
+            self._trials[trial.number] = trial
+            self._counts[trial.number] = {name: dict(frozen.user_attrs.get(name, {})) for name in ("attempts", "losses")}
+            mirror.add(trial, frozen.params, frozen.system_attrs)
+        self._digests = {trial.architecture.digest() for trial in self._trials.values()}
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        settings: Mapping[str, Any],
+        objectives: Mapping[str, str],
+        space: SearchSpace,
+        sampler: str,
+        seed: int,
+        limits: Mapping[str, float] = MappingProxyType({}),
+        storage: str | None = None,
+        name: str | None = None,
+    ) -> "Record":
+        """Begins the study in `folder`, or goes on with it, under a lock that admits one driver. `settings` are plain JSON values.
+
+        Raises:
+            StudyError: another driver runs, other settings, another folder's study, or a storage that cannot be opened.
+            InputError: no sampler of that name.
+        """
+        mirror = Mirror(objectives, space.genes, sampler)
+        stored = Storage.drive(Path(folder), settings, objectives, storage, name)
+        try:
+            return cls(stored, mirror, space, limits, seed)
+        except BaseException:
+            stored.close()
+            raise
+
+    def close(self) -> None:
+        """Gives the lock and the storage's connections back."""
+        self._stored.close()
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return self._stored.folder
+
+    @property
+    def fresh(self) -> bool:
+        """Whether this opening began the study."""
+        return self._stored.fresh
+
+    @property
+    def trials(self) -> Mapping[int, Trial]:
+        """Every trial by its number, in order."""
+        return MappingProxyType(self._trials)
+
+    @property
+    def fit(self) -> Mapping[str, Any] | None:
+        """What the fit of the base gave, once it is done."""
+        fit: Mapping[str, Any] | None = self._stored.study.user_attrs.get("fit")
+        return fit
+
+    def save_fit(self, fit: Mapping[str, Any]) -> None:
+        """Keeps what the fit of the base gave."""
+        self._stored.set_study_attribute("fit", dict(fit))
+
+    def snapshot(self) -> Snapshot:
+        """The study at this moment, read back from the storage."""
+        return _snapshot(self._stored)
+
+    def add(self, architecture: Architecture, recipe: Recipe) -> Trial:
+        """A new RUNNING trial of an architecture that no sampler chose: the base, as trial 0.
+
+        Raises:
+            StudyError: the architecture has a trial already.
+        """
+        if architecture.digest() in self._digests:
+            raise StudyError(f"An architecture has at most one trial, but {architecture} has one already; read its result instead.")
+        return self._add(architecture, recipe, {})
+
+    def ask(self, recipe: Recipe) -> Trial | None:
+        """A new RUNNING trial of an architecture that no trial had before, or None when no other can be found in the space.
+
+        Depends on the study's seed, the trial's number and the trials so far, on nothing else.
+        """
+        chosen = self._mirror.choose(self._space, ask_seed(self._seed, len(self._trials)), self._digests)
+        return self._add(chosen[0], recipe, chosen[1]) if chosen else None
+
+    def count(self, number: int, counter: str, key: str) -> int:
+        """Raises one of a trial's counters (`attempts`: before a job is submitted; `losses`: when its worker was lost) and returns it."""
+        counts = self._counts[number][counter]
+        raised = {**counts, key: counts.get(key, 0) + 1}
+        self._stored.set_attribute(number, counter, raised)
+        self._counts[number][counter] = raised
+        return raised[key]
+
+    def save_cost(self, number: int, cost: Cost) -> None:
+        """Keeps what a trial's architecture costs."""
+        self._update(number, "cost", asdict(cost), cost=cost)
+
+    def save_result(self, number: int, job: Job, outcome: Outcome) -> bool:
+        """Keeps the outcome of a job under a trial. The first one stands: False, and nothing changes, for any later one."""
+        trial = self._trials[number]
+        if trial.state != "RUNNING" or any(theirs.name() == job.name() for theirs, _ in trial.results):
+            return False
+        results = (*trial.results, (job, outcome))
+        self._update(number, "results", [_pair(*result) for result in results], results=results, seconds=_seconds(results))
+        return True
+
+    def save_control(self, number: int, label: str, job: Job, outcome: Outcome) -> bool:
+        """As `save_result`, for a labelled positive control."""
+        trial = self._trials[number]
+        if trial.state != "RUNNING" or any(label == theirs for theirs, _, _ in trial.controls):
+            return False
+        controls = (*trial.controls, (label, job, outcome))
+        self._update(number, "controls", [{"label": n, **_pair(j, o)} for n, j, o in controls], controls=controls)
+        return True
+
+    def constraints(self, cost: Cost | None) -> dict[str, float]:
+        """One number a limit, at most 0 where it is kept. A latency ratio is over its bound only if its whole interval is."""
+        if cost is None:
+            return {}
+        values = {**cost.metrics(), "latency_ratio": cost.latency.low}
+        return {name: values[name] - bound for name, bound in self._limits.items()}
+
+    def tell(self, number: int, verdict: Outcome) -> bool:
+        """Ends a trial: attributes, then every constraint, then the state; a kill in between leaves it RUNNING, to be told again.
+
+        `Measured` is told COMPLETE with its objectives, `Rejected` and `Stopped` PRUNED, `Failure` FAIL. False if it had ended before.
+
+        Raises:
+            StudyError: an objective that is unknown or not finite.
+        """
+        trial = self._trials[number]
+        if trial.state != "RUNNING":
+            return False
+        values = self._values(trial, verdict) if isinstance(verdict, Measured) else None
+        state, constraints = _FINISHED[kind(verdict)], self.constraints(trial.cost)
+        self._stored.set_attribute(number, "kind", kind(verdict))
+        self._stored.set_attribute(number, "verdict", outcome_to_dict(verdict))
+        self._stored.finish(number, state, values, constraints)
+        told = replace(trial, state=state.name, kind=kind(verdict), verdict=verdict, values=values)
+        self._trials[number] = told
+        self._mirror.tell(told, constraints)
+        return True
+
+    def find_outcome(self, job: Job) -> tuple[Outcome | None, list[str]]:
+        """The first valid outcome among the files of all attempts at a job, and what is wrong with each unusable file before it."""
+        attempts = job.folder(self.folder).parent
+        unusable: list[str] = []
+        for path in sorted(attempts.glob("*/outcome.json"), key=lambda path: (len(path.parent.name), path.parent.name)):
+            try:
+                return read_outcome_file(path.read_text(encoding="utf-8"), job), unusable
+            except (OSError, UnicodeDecodeError, StudyError, AttributeError) as error:
+                unusable.append(f"{path.relative_to(self.folder)}: {error}")
+        return None, unusable
+
+    def _values(self, trial: Trial, verdict: Measured) -> dict[str, float]:
+        metrics = {"map50_95": verdict.map50_95, "map50": verdict.map50, **(trial.cost.metrics() if trial.cost else {})}
+        values = {name: metrics.get(name, math.nan) for name in self._stored.objectives}
+        if not all(math.isfinite(value) for value in values.values()):
+            raise StudyError(f"Every objective of a measured trial must be finite, but trial {trial.number} has {values}; tell a failure.")
+        return values
+
+    def _update(self, number: int, attribute: str, value: Any, **changes: Any) -> None:
+        self._stored.set_attribute(number, attribute, value)
+        self._trials[number] = replace(self._trials[number], **changes)
+
+    def _add(self, architecture: Architecture, recipe: Recipe, system: Mapping[str, Any]) -> Trial:
+        genes, number = self._space.encode(architecture), len(self._trials)
+        trial = Trial(number=number, state="RUNNING", kind=None, architecture=architecture)
+        attributes = {"architecture": architecture.to_json(), "digest": architecture.digest(), "recipe": asdict(recipe)}
+        self._stored.add(
+            number,
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(genes),
+                distributions=self._mirror.distributions,
+                user_attrs=attributes,
+                system_attrs=dict(system),
+            ),
+        )
+        self._trials[number], self._counts[number] = trial, {"attempts": {}, "losses": {}}
+        self._digests.add(architecture.digest())
+        self._mirror.add(trial, genes, system)
+        return trial
+
+
+def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
+    """Reads a study, also while its driver runs, and changes nothing.
+
+    Raises:
+        StudyError: no study there, or a storage that cannot be read.
+    """
+    stored = Storage.read(Path(folder), storage)
+    try:
+        return _snapshot(stored)
+    finally:
+        stored.close()
+
+
+def _snapshot(storage: Storage) -> Snapshot:
+    attributes, objectives = storage.study.user_attrs, storage.objectives
+    return Snapshot(
+        folder=storage.folder,
+        name=storage.study.study_name,
+        objectives=objectives,
+        settings=attributes["settings"],
+        fit=attributes.get("fit"),
+        trials=tuple(_trial(frozen, objectives) for frozen in storage.study.get_trials(deepcopy=False)),
+    )
+
+
+def _trial(frozen: FrozenTrial, objectives: Mapping[str, str]) -> Trial:
+    attributes, ended = frozen.user_attrs, frozen.state.is_finished()
+    results = tuple(_unpair(item) for item in attributes.get("results", ()))
+    return Trial(
+        number=frozen.number,
+        state=frozen.state.name,
+        kind=attributes["kind"] if ended else None,
+        architecture=Architecture.from_dict(json.loads(attributes["architecture"])),
+        cost=Cost.from_dict(attributes["cost"]) if "cost" in attributes else None,
+        values=dict(zip(objectives, frozen.values, strict=True)) if frozen.values else None,
+        results=results,
+        controls=tuple((item["label"], *_unpair(item)) for item in attributes.get("controls", ())),
+        verdict=outcome_from_dict(attributes["verdict"]) if ended else None,
+        seconds=_seconds(results),
+    )
+
+
+def _pair(job: Job, outcome: Outcome) -> dict[str, Any]:
+    return {"job": job.to_dict(), "outcome": outcome_to_dict(outcome)}
+
+
+def _unpair(item: Mapping[str, Any]) -> tuple[Job, Outcome]:
+    return Job.from_dict(item["job"]), outcome_from_dict(item["outcome"])
+
+
+def _seconds(results: tuple[tuple[Job, Outcome], ...]) -> float:
+    return sum(outcome.total_seconds for _, outcome in results if isinstance(outcome, Measured))

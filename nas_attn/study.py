@@ -1,0 +1,406 @@
+"""The search itself: fit the base, then ask, measure, reject by limits, train, tell, until enough trials have counted.
+
+One driver keeps the workers of a pool busy. Whatever it learns it writes down at once, so that it may be killed at any instant: the same
+call goes on from the record and the outcome files, and trains nothing twice.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas_attn.architecture import Architecture
+from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError
+from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, Trial, kind
+from nas_attn.pool import Done, Pool, Task
+from nas_attn.protocol import (
+    job_key,
+    lost_failure,
+    mean_outcome,
+    read_costs,
+    read_fit,
+    read_outcome,
+    recipe_of,
+    study_settings,
+    words,
+    worn_out,
+)
+from nas_attn.record import Record
+from nas_attn.space import SearchSpace
+
+if TYPE_CHECKING:
+    from nas_attn.space import SpaceSpec
+
+DEADLINE_S = 3600.0
+MAX_LOSSES = 3
+"""A job whose worker was lost this often has failed."""
+MAX_ATTEMPTS = 20
+"""A job that was begun this often without an end has failed: it brings the driver down."""
+MAX_FAILURES = 10
+MAX_REJECTIONS = 200
+
+Control = tuple[str, Architecture, Mapping[str, Any]]
+"""A positive control: its label, what to train, and what to change in the recipe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened: `kind` is one of `fit`, `fitted`, `asked`, `measured`, `rejected`, `train`, `trained`, `told`, `lost`,
+    `adopted`, `unusable`, `late`, `exhausted`. `done` of `total` trials have counted by then.
+    """
+
+    kind: str
+    message: str
+    done: int
+    total: int
+    trial: Trial | None = None
+
+
+def run(
+    folder: Path | str,
+    spec: "SpaceSpec",
+    space: SearchSpace,
+    setup: Mapping[str, Any],
+    pool: Pool,
+    *,
+    trials: int,
+    sampler: str = "tpe",
+    storage: str | None = None,
+    name: str | None = None,
+    controls: Sequence[Control] = (),
+    deadline_s: float = DEADLINE_S,
+    on_event: Callable[[Event], None] | None = None,
+) -> Snapshot:
+    """Searches `space` in `folder` until `trials` trials, the base among them, were measured or stopped, or the space is exhausted.
+
+    `setup` is what workers need besides the job, as plain JSON values; `controls` are trained beside the base if `spec.controls`.
+    A study that is there already goes on. The pool stays open.
+
+    Raises:
+        InputError: fewer than one trial, or no such sampler.
+        StudyError: another driver runs, or other settings than the study was begun with.
+        NasAttnError: the base cannot be fitted or measured, too many failures, or a space in which nothing keeps the limits.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    if trials < 1:
+        raise InputError(f"`trials >= 1` must hold, but got {trials=}; the base alone is one.")
+    folder = Path(folder)
+    record = Record.open(
+        folder,
+        settings=study_settings(folder, spec, space, setup, sampler),
+        objectives=spec.objectives,
+        space=space,
+        sampler=sampler,
+        seed=spec.seed,
+        limits=spec.limits,
+        storage=storage,
+        name=name,
+    )
+    chosen = tuple(controls) if spec.controls else ()
+    with record:
+        driver = _Driver(record, spec, setup, pool, trials, chosen, deadline_s, on_event or _unheard)
+        try:
+            driver.fit()
+            driver.search()
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped with {driver.counted} of {trials} trials; the same command goes on from there.") from None
+        return record.snapshot()
+
+
+def _unheard(event: Event) -> None:
+    """For whoever does not watch."""
+    del event
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A task that a pool holds: a training of one trial (`job`), or the measurement of several."""
+
+    numbers: tuple[int, ...]
+    job: Job | None = None
+
+
+class _Driver:
+    """The loop's state. All that must outlive it is in the record."""
+
+    def __init__(
+        self,
+        record: Record,
+        spec: "SpaceSpec",
+        setup: Mapping[str, Any],
+        pool: Pool,
+        total: int,
+        controls: tuple[Control, ...],
+        deadline_s: float,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.record, self.spec, self.setup, self.pool, self.total = record, spec, dict(setup), pool, total
+        self.controls, self.deadline_s, self.on_event = controls, deadline_s, on_event
+        self.flying: dict[str, _Flight] = {}
+        self.ready: deque[tuple[int, Job]] = deque()
+        self.exhausted = False
+
+    @property
+    def counted(self) -> int:
+        """Trials that were measured or stopped."""
+        return sum(trial.kind in ("measured", "stopped") for trial in self.record.trials.values())
+
+    def emit(self, kind: str, message: str, number: int | None = None) -> None:
+        """Tells whoever watches."""
+        trial = None if number is None else self.record.trials[number]
+        self.on_event(Event(kind=kind, message=message, done=self.counted, total=self.total, trial=trial))
+
+    # -- the fit of the base -------------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Fits the base, unless the record holds a fit. A worker returns an earlier fit of this folder by itself."""
+        if self.record.fresh:
+            # A fit that another, deleted study left here was made from other data.
+            (self.record.folder / "base" / "fit.json").unlink(missing_ok=True)
+        if self.record.fit is None:
+            self.emit("fit", "fitting the base to the data")
+            self.record.save_fit(self._fitted())
+            self.emit("fitted", "the base is fitted")
+
+    def _fitted(self) -> Mapping[str, Any]:
+        lost: str | None = None
+        for attempt in range(1, MAX_LOSSES + 1):
+            self.pool.submit(Task(key=f"fit/{attempt}", kind="fit", payload=json.dumps({"setup": self.setup})))
+            done = self._wait()[0]
+            if done.result is not None:
+                return read_fit(done.result)
+            lost = done.lost
+            self.emit("lost", f"fit of the base, attempt {attempt}: {lost}")
+        raise NasAttnError(f"The base must be fitted before any trial, but {MAX_LOSSES} attempts were lost; the last: {lost}")
+
+    # -- the loop --------------------------------------------------------------------------------------------------------------------------
+
+    def search(self) -> None:
+        """Adopts what a former driver left, then goes on until enough trials have counted."""
+        self.recipe = recipe_of(self.spec, self.setup, self.record.fit or {})
+        if not self.record.trials:
+            self.record.add(Architecture(self.spec.base), self.recipe)
+        self._adopt()
+        while self._keep_busy():
+            for done in self._wait():
+                self._take(done)
+        self._conclude()
+
+    def _wait(self) -> list[Done]:
+        done = self.pool.wait(None)
+        if not done:
+            raise PoolError(
+                f"A pool must answer for every task, but it forgot {sorted(self.flying) or 'the fit'}; run the same command again."
+            )
+        return done
+
+    def _adopt(self) -> None:
+        running = [trial for trial in self.record.trials.values() if trial.state == "RUNNING"]
+        for trial in running:
+            self.emit("adopted", f"trial {trial.number} had not ended", trial.number)
+            if trial.cost is not None:
+                self._admit(trial.number)
+        unmeasured = [trial.number for trial in running if trial.cost is None]
+        if unmeasured:
+            self._measure(unmeasured)
+
+    def _keep_busy(self) -> bool:
+        """Submits what is ready, asks when workers would idle; whether anything is under way."""
+        while self.ready and self._training() < self.pool.slots:
+            self._train(*self.ready.popleft())
+        if not self.ready and self._training() < self.pool.slots and not self._measuring():
+            self._ask()
+        return bool(self.flying)
+
+    def _training(self) -> int:
+        return sum(flight.job is not None for flight in self.flying.values())
+
+    def _measuring(self) -> bool:
+        return any(flight.job is None for flight in self.flying.values())
+
+    def _ask(self) -> None:
+        # Never more than can count: so which trials are asked does not depend on the order in which workers answer.
+        running = sum(trial.state == "RUNNING" for trial in self.record.trials.values())
+        wanted = min(max(1, self.pool.slots), self.total - self.counted - running)
+        if self.record.trials[0].state != "COMPLETE" or self._halted():
+            return
+        numbers = []
+        while len(numbers) < wanted and not self.exhausted:
+            trial = self.record.ask(self.recipe)
+            self.exhausted = trial is None
+            if trial is not None:
+                numbers.append(trial.number)
+                self.emit("asked", f"trial {trial.number}: {trial.architecture}", trial.number)
+        if numbers:
+            self._measure(numbers)
+
+    def _measure(self, numbers: Sequence[int]) -> None:
+        attempts = [self.record.count(number, "attempts", "measure") for number in numbers]
+        worn = [number for number, attempt in zip(numbers, attempts, strict=True) if attempt > MAX_ATTEMPTS]
+        for number in worn:
+            self._tell(number, worn_out(MAX_ATTEMPTS))
+        numbers = [number for number in numbers if number not in worn]
+        if not numbers:
+            return
+        architectures = [self.record.trials[number].architecture.to_dict() for number in numbers]
+        key = f"measure/{'-'.join(map(str, numbers))}/{max(attempts)}"
+        payload = json.dumps({"setup": self.setup, "architectures": architectures})
+        self._submit(Task(key=key, kind="measure", payload=payload, exclusive=True, deadline_s=self.deadline_s), _Flight(tuple(numbers)))
+
+    def _train(self, number: int, job: Job) -> None:
+        job = replace(job, attempt=self.record.count(number, "attempts", job_key(job)))
+        if job.attempt > MAX_ATTEMPTS:
+            self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
+            return
+        payload = json.dumps({"setup": self.setup, "job": job.to_dict()})
+        task = Task(key=f"train/{number}/{job_key(job)}/{job.attempt}", kind="train", payload=payload, deadline_s=self.deadline_s)
+        self.emit("train", f"trial {number}: training with seed {job.seed}, attempt {job.attempt}", number)
+        self._submit(task, _Flight((number,), job))
+
+    def _submit(self, task: Task, flight: _Flight) -> None:
+        self.flying[task.key] = flight
+        self.pool.submit(task)
+
+    # -- answers ---------------------------------------------------------------------------------------------------------------------------
+
+    def _take(self, done: Done) -> None:
+        flight = self.flying.pop(done.key, None)
+        if flight is None:
+            self.emit("late", f"an answer that nobody waits for: {done.key}")
+        elif flight.job is None:
+            self._measured(flight.numbers, done)
+        elif done.result is None:
+            self._lost(flight.numbers[0], flight.job, str(done.lost))
+        else:
+            self._finish_job(flight.numbers[0], flight.job, read_outcome(done.result))
+
+    def _measured(self, numbers: Sequence[int], done: Done) -> None:
+        if done.result is None:
+            self._lost_measurement(numbers, str(done.lost))
+            return
+        for number, answer in zip(numbers, read_costs(done.result, len(numbers)), strict=True):
+            if isinstance(answer, Failure):
+                self._tell(number, answer)
+            else:
+                self.record.save_cost(number, answer)
+                self.emit("measured", f"trial {number}: {answer.latency.ratio:.3f} of the base's latency", number)
+                self._admit(number)
+
+    def _lost_measurement(self, numbers: Sequence[int], reason: str) -> None:
+        for number in numbers:
+            losses = self.record.count(number, "losses", "measure")
+            self.emit("lost", f"trial {number}: measurement lost: {reason}", number)
+            if losses >= MAX_LOSSES:
+                self._tell(number, lost_failure(MAX_LOSSES, reason))
+            else:
+                self._measure([number])  # alone, so that one bad candidate costs the others nothing
+
+    def _admit(self, number: int) -> None:
+        """A measured trial: rejected by a limit, or its jobs made ready, except those that are done."""
+        trial = self.record.trials[number]
+        over = {name: excess for name, excess in self.record.constraints(trial.cost).items() if excess > 0}
+        if over and trial.cost is not None:
+            limit = next(iter(over))
+            self._tell(number, Rejected(limit=limit, value=trial.cost.metrics()[limit], bound=self.spec.limits[limit]))
+            return
+        for job in self._missing(trial):
+            if not self._adopt_file(number, job):
+                self.ready.append((number, job))
+        self._settle(number)
+
+    def _jobs(self, trial: Trial) -> list[Job]:
+        count = self.spec.base_seeds if trial.number == 0 else self.spec.seeds
+        return [Job(architecture=trial.architecture, recipe=self.recipe, seed=seed) for seed in range(count)]
+
+    def _control_jobs(self) -> dict[str, Job]:
+        return {
+            label: Job(architecture=architecture, recipe=replace(self.recipe, **changes), seed=0)
+            for label, architecture, changes in self.controls
+        }
+
+    def _missing(self, trial: Trial) -> list[Job]:
+        done = {job_key(job) for job, _ in trial.results}
+        jobs = [job for job in self._jobs(trial) if job_key(job) not in done]
+        known = {label for label, _, _ in trial.controls}
+        if trial.number == 0:
+            jobs += [job for label, job in self._control_jobs().items() if label not in known]
+        return list({job_key(job): job for job in jobs}.values())
+
+    def _adopt_file(self, number: int, job: Job) -> bool:
+        """Whether an attempt at this job has left its outcome in a file, which then counts."""
+        outcome, unusable = self.record.find_outcome(job)
+        for reason in unusable:
+            self.emit("unusable", reason, number)
+        if outcome is not None:
+            self._keep(number, job, outcome)
+        return outcome is not None
+
+    def _lost(self, number: int, job: Job, reason: str) -> None:
+        losses = self.record.count(number, "losses", job_key(job))
+        self.emit("lost", f"trial {number}: attempt {job.attempt} lost: {reason}", number)
+        if self._adopt_file(number, job):
+            self._settle(number)
+        elif losses >= MAX_LOSSES:
+            self._finish_job(number, job, lost_failure(MAX_LOSSES, reason))
+        else:
+            self.ready.appendleft((number, job))
+
+    def _finish_job(self, number: int, job: Job, outcome: Outcome) -> None:
+        self._keep(number, job, outcome)
+        self._settle(number)
+
+    def _keep(self, number: int, job: Job, outcome: Outcome) -> None:
+        labels = [label for label, control in self._control_jobs().items() if number == 0 and job_key(control) == job_key(job)]
+        for label in labels:
+            self.record.save_control(number, label, job, outcome)
+        if job_key(job) in {job_key(own) for own in self._jobs(self.record.trials[number])}:
+            self.record.save_result(number, job, outcome)
+        self.emit("trained", f"trial {number}: seed {job.seed} {kind(outcome)}", number)
+
+    def _settle(self, number: int) -> None:
+        """Tells a trial whose jobs have all ended, or of which one has not ended well."""
+        trial = self.record.trials[number]
+        outcomes = [outcome for _, outcome in trial.results]
+        bad = next((outcome for outcome in outcomes if not isinstance(outcome, Measured)), None)
+        if bad is not None:
+            self.ready = deque(entry for entry in self.ready if entry[0] != number)
+            if not any(number in flight.numbers for flight in self.flying.values()):
+                self._tell(number, bad)
+        elif not self._missing(trial):
+            self._tell(number, mean_outcome([outcome for outcome in outcomes if isinstance(outcome, Measured)]))
+
+    def _tell(self, number: int, verdict: Outcome) -> None:
+        self.record.tell(number, verdict)
+        event = "rejected" if isinstance(verdict, Rejected) else "told"
+        self.emit(event, f"trial {number}: {words(verdict)}", number)
+
+    # -- the end ---------------------------------------------------------------------------------------------------------------------------
+
+    def _halted(self) -> str | None:
+        """Why no more is asked, if the search goes nowhere."""
+        ended = [trial for trial in self.record.trials.values() if trial.kind is not None]
+        failures = [trial for trial in ended if trial.kind == "failure"]
+        most = max(MAX_FAILURES, self.total)
+        if len(failures) >= most:
+            return f"Most trials must succeed, but {len(failures)} failed; the last: {words(failures[-1].verdict)}"
+        tail = ended[-MAX_REJECTIONS:]
+        if len(tail) == MAX_REJECTIONS and all(trial.kind == "rejected" for trial in tail):
+            return (
+                f"Some architecture must keep the limits {dict(self.spec.limits)}, but {MAX_REJECTIONS} in a row did not; the last: "
+                f"{words(tail[-1].verdict)}. Loosen the limits in another study."
+            )
+        return None
+
+    def _conclude(self) -> None:
+        base = self.record.trials[0]
+        if base.state != "COMPLETE":
+            raise NasAttnError(
+                f"The base must be measured before any candidate, but: {words(base.verdict)}. Begin another study without it."
+            )
+        halted = self._halted()
+        if halted and self.counted < self.total:
+            raise NasAttnError(halted)
+        if self.exhausted:
+            self.emit("exhausted", f"the space holds no further architecture; {self.counted} of {self.total} trials have counted")

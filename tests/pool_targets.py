@@ -1,0 +1,83 @@
+"""Functions that workers serve in tests/test_pool.py; workers import this file by name."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+calls = 0
+
+
+def serve(kind: str, payload: str) -> str:
+    """Do what `kind` says; every answer tells the process and how many tasks it has had."""
+    global calls  # noqa: PLW0603
+    calls += 1
+    data = json.loads(payload)
+    extra = _KINDS[kind](data)
+    return extra if isinstance(extra, str) else json.dumps({"pid": os.getpid(), "calls": calls, **extra})
+
+
+def _echo(data: dict[str, Any]) -> dict[str, Any]:
+    return {"echo": data}
+
+
+def _environment(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: os.environ.get(name) for name in data["names"]}
+
+
+def _sleep(data: dict[str, Any]) -> dict[str, Any]:
+    """Sleep, and tell from when to when on the machine's monotonic clock."""
+    begin = time.monotonic()
+    Path(data["pid_file"]).write_text(str(os.getpid())) if "pid_file" in data else None
+    time.sleep(data["seconds"])
+    return {"begin": begin, "end": time.monotonic()}
+
+
+def _stop(_data: dict[str, Any]) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return {}
+
+
+def _die(_data: dict[str, Any]) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def _fail(data: dict[str, Any]) -> dict[str, Any]:
+    raise LookupError(data["text"])
+
+
+def _exit(_data: dict[str, Any]) -> dict[str, Any]:
+    sys.exit(3)
+
+
+def _raw(data: dict[str, Any]) -> str:
+    return str(data["text"]) * data.get("times", 1)
+
+
+def _interrupt(_data: dict[str, Any]) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+_KINDS = {
+    "echo": _echo,
+    "environment": _environment,
+    "sleep": _sleep,
+    "stop": _stop,
+    "die": _die,
+    "fail": _fail,
+    "exit": _exit,
+    "raw": _raw,
+    "interrupt": _interrupt,
+}
+
+
+def not_text(_kind: str, _payload: str) -> Any:
+    """Break the rule that results are text."""
+    return 3
+
+
+not_callable = 3

@@ -1,0 +1,194 @@
+"""Fakes for the tests of record and study: a small space, an evaluator that is a pure function of the digest, and pools that misbehave.
+
+The evaluator writes one line a training to `executions.log` in the study's folder: `start`, or `again` where the job has an outcome.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nas_attn.architecture import Architecture, Placement
+from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, Recipe, Stopped, outcome_file_text, outcome_to_dict
+from nas_attn.pool import Done, Task
+from nas_attn.space import SearchSpace, Site
+
+BASE = "yolo11n.yaml"
+OBJECTIVES = {"map50_95": "maximize", "latency_ratio": "minimize"}
+RECIPE = Recipe(
+    epochs=6, imgsz=160, batch=16, lr0=0.001, new_lr_scale=10.0, score_on="search_val", data="d" * 12, base="b" * 12, code="versions"
+)
+
+
+def space(sites: int = 4, sizes: int = 3, most: int = 2) -> SearchSpace:
+    """A space of two modules at `sites` rows; 4, 3, 2 give 241 architectures."""
+    rows = [2 * i + 2 for i in range(sites)]
+    modules = [("LIA", "f", 8 * i) for i in range(1, sizes + 1)] + [("LSKA", "k_size", 7 + 4 * i) for i in range(sizes)]
+    options = [tuple(Placement(row, module, ((name, value),)) for module, name, value in modules) for row in rows]
+    placed = tuple(Site(row, (f"P{row}",), "C3k2", 64, 8) for row in rows)
+    return SearchSpace(base=BASE, sites=placed, placements=tuple(options), max_placements=most)
+
+
+@dataclass(frozen=True)
+class Fake:
+    """How often (of 100 architectures) the evaluator does what, and how long a training takes."""
+
+    fails: int = 0
+    stops: int = 0
+    slow: int = 0
+    bad_build: int = 0
+    seconds: float = 0.0
+    fit_fails: bool = False
+
+
+def setup(folder: Path, fake: Fake = Fake(), **changes: Any) -> dict[str, Any]:
+    """What workers are told."""
+    return {"folder": str(folder), "train_list": str(folder / "train.txt"), "device": "cpu", "fake": asdict(fake), **changes}
+
+
+def _share(text: str) -> float:
+    """A number in [0, 100) that only `text` decides."""
+    return random.Random(text).random() * 100
+
+
+def serve(kind: str, payload: str) -> str:
+    """The evaluator."""
+    task = json.loads(payload)
+    fake, folder = Fake(**task["setup"]["fake"]), Path(task["setup"]["folder"])
+    if kind == "fit":
+        _log(folder, "fit")
+        answer = {"failure": asdict(Failure(stage="train", error="no labels"))} if fake.fit_fails else _fit()
+        return json.dumps(answer)
+    if kind == "measure":
+        return json.dumps({"costs": [_cost(Architecture.from_dict(a), fake) for a in task["architectures"]]})
+    return json.dumps(outcome_to_dict(train(folder, Job.from_dict(task["job"]), fake)))
+
+
+def train(folder: Path, job: Job, fake: Fake) -> Outcome:
+    """A training, from its log line to its outcome file."""
+    place = job.folder(folder)
+    place.mkdir(parents=True)
+    again = [*place.parent.glob("*/outcome.json")]
+    _log(folder, f"{'again' if again else 'start'} {job.architecture.digest()}/{job.name()}/{job.attempt}")
+    time.sleep(fake.seconds)
+    outcome = score(job, fake)
+    temporary = place / "outcome.tmp"
+    temporary.write_text(outcome_file_text(job, outcome))
+    temporary.rename(place / "outcome.json")
+    return outcome
+
+
+def score(job: Job, fake: Fake = Fake()) -> Outcome:
+    """What a training of this job gives, always."""
+    digest = job.architecture.digest()
+    if job.architecture.placements and _share(f"fail{digest}") < fake.fails:
+        return Failure(stage="train", error="CUDA out of memory")
+    curve = ({"epoch": 1.0, "map50_95": 0.1},)
+    if job.architecture.placements and _share(f"stop{digest}") < fake.stops:
+        return Stopped(rung=1, curve=curve)
+    return measured(0.2 + (_share(f"map{digest}") + _share(f"seed{digest}{job.seed}") / 20 + 10 * (job.recipe.epochs > 6)) / 1000)
+
+
+def measured(map50_95: float) -> Measured:
+    """A finished training with that score."""
+    return Measured(
+        map50_95=map50_95,
+        map50=min(1.0, map50_95 * 1.6),
+        curve=({"epoch": 1.0, "map50_95": map50_95},),
+        gates={},
+        train_seconds=1.0,
+        total_seconds=2.0,
+        peak_memory_mib=100.0,
+        batch=16,
+        device="cpu",
+    )
+
+
+def cost(ratio: float, width: float = 0.02, params_m: float = 2.6) -> Cost:
+    """A cost with that latency ratio, known to within `width`."""
+    latency = Latency(
+        ratio=ratio, low=ratio - width, high=ratio + width, latency_ms=8 * ratio, base_ms=8.0, quality="gated", blocks=3, attempts=1
+    )
+    return Cost(params_m=params_m, gmacs=0.2, activation_mib=10.0, latency=latency)
+
+
+def _cost(architecture: Architecture, fake: Fake) -> dict[str, Any]:
+    digest = architecture.digest()
+    if not architecture.placements:
+        return {"cost": asdict(cost(1.0))}
+    if _share(f"build{digest}") < fake.bad_build:
+        return {"failure": asdict(Failure(stage="build", error="RuntimeError: shapes"))}
+    return {"cost": asdict(cost(1.5 if _share(f"slow{digest}") < fake.slow else 1.05 + _share(f"latency{digest}") / 1000))}
+
+
+def _fit() -> dict[str, Any]:
+    return {"fingerprint": "b" * 12, "data": "d" * 12, "code": "versions", "map50_95": 0.2, "curve": [], "seconds": 1.0, "new_tensors": []}
+
+
+def _log(folder: Path, line: str) -> None:
+    with (folder / "executions.log").open("a") as file:
+        file.write(f"{line}\n")
+
+
+def executions(folder: Path) -> list[str]:
+    """The log, one line a training or fit."""
+    file = folder / "executions.log"
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+@dataclass
+class FakePool:
+    """Any number of slots; ends tasks in a random order. `lose` names, by kind, how often in a row an attempt is lost first."""
+
+    slots: int = 2
+    seed: int = 0
+    lose: Mapping[str, int] = field(default_factory=dict)
+    leave_file: bool = False
+    repeat: bool = False
+    queue: list[Task] = field(default_factory=list)
+    seen: list[Task] = field(default_factory=list)
+    largest: int = 0
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+        self._losses: dict[str, int] = {}
+
+    def submit(self, task: Task) -> None:
+        self.queue.append(task)
+        self.seen.append(task)
+        self.largest = max(self.largest, sum(t.kind == "train" for t in self.queue))
+
+    def wait(self, timeout_s: float | None) -> list[Done]:  # noqa: ARG002
+        if not self.queue:
+            return []
+        task = self.queue.pop(self._rng.randrange(len(self.queue)))
+        name = task.key.rsplit("/", 1)[0] if task.kind == "train" else task.kind
+        self._losses[name] = self._losses.get(name, 0) + 1
+        if self._losses[name] <= self.lose.get(task.kind, 0):
+            if self.leave_file:
+                serve(task.kind, task.payload)
+            return [Done(task.key, None, "worker died: killed")]
+        done = Done(task.key, serve(task.kind, task.payload), None)
+        return [done, replace(done)] if self.repeat else [done]
+
+    def close(self) -> None:
+        self.queue.clear()
+
+    def __enter__(self) -> "FakePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether that process is still there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

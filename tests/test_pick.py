@@ -1,0 +1,202 @@
+"""What a snapshot says: noise, gains, the front, controls, and the choice by each rule."""
+
+import dataclasses
+import re
+import statistics
+
+import pytest
+from snapshots import RECIPE, base, cost, failed, measured, placement, rejected, results, running, snapshot, stopped, study, trial
+
+from nas_attn import pick
+from nas_attn.errors import InputError
+from nas_attn.outcome import Failure
+
+A, B, C = [placement(4)], [placement(6, 2)], [placement(9, 3)]
+
+
+def drawn():
+    """sigma is 0.004: trial 1 is the bend, trial 2 within one sigma of trial 3, the best; trial 4 is dominated."""
+    return snapshot(
+        base(),
+        trial(1, A, 0.330, 1.05),
+        trial(2, B, 0.337, 1.20),
+        trial(3, C, 0.340, 1.28),
+        trial(4, A + B, 0.320, 1.25),
+        rejected(5),
+        failed(6),
+        running(7),
+        stopped(8),
+    )
+
+
+def numbers(trials):
+    return [t.number for t in trials]
+
+
+def test_sigma_is_the_sample_deviation_of_the_base_seeds():
+    assert pick.sigma(drawn()) == pytest.approx(statistics.stdev([0.300, 0.304, 0.296])) == pytest.approx(0.004)
+    assert pick.sigma(snapshot(base([0.3]))) is None
+    assert pick.sigma(snapshot()) is None
+
+
+def test_scores_are_those_of_the_recipe_with_most_epochs():
+    short, arch = dataclasses.replace(RECIPE, epochs=2), base().architecture
+    early = tuple((dataclasses.replace(job, recipe=short), measured(0.1)) for job, _ in results(arch, [0.1, 0.1]))
+    entry = dataclasses.replace(base(), results=early + base().results)
+    assert pick.scores(entry) == {0: 0.300, 1: 0.304, 2: 0.296}
+    assert pick.base_score(snapshot(entry)) == pytest.approx(0.300)
+
+
+def test_gains_are_against_the_mean_of_the_base():
+    snap = drawn()
+    assert pick.gain(snap, snap.trials[1]) == pytest.approx(0.030)
+    assert pick.in_sigmas(snap, 0.030) == pytest.approx(7.5)
+    assert pick.gain(snap, snap.trials[5]) is None
+    assert pick.in_sigmas(snapshot(base([0.3, 0.3])), 0.01) is None
+
+
+def test_paired_gains_use_shared_seeds_only():
+    snap = snapshot(base([0.300, 0.310]), trial(1, A, [0.311], 1.1), trial(2, B, [0.311, 0.317], 1.1))
+    assert pick.gain(snap, snap.trials[1]) == pytest.approx(0.006)
+    assert pick.gain_paired(snap, snap.trials[1]) == pytest.approx(0.011)
+    assert pick.gain_paired(snap, snap.trials[2]) == pytest.approx(0.009)
+
+
+def test_scores_of_other_recipes_do_not_compare():
+    other = trial(1, A, 0.33, 1.1)
+    recipe = dataclasses.replace(RECIPE, code="another version")
+    other = dataclasses.replace(other, results=tuple((dataclasses.replace(job, recipe=recipe), o) for job, o in other.results))
+    assert pick.gain(snapshot(base(), other), other) is None
+    assert pick.gain_paired(snapshot(base(), other), other) is None
+
+
+def test_the_front_holds_measured_trials_by_latency():
+    assert numbers(pick.front_trials(drawn())) == [0, 1, 2, 3]
+    assert pick.front_trials(snapshot(failed(0), running(1))) == ()
+
+
+def test_only_measured_trials_stand_on_the_front_whatever_was_told():
+    told = dataclasses.replace(stopped(1), state="COMPLETE", values={"map50_95": 0.9, "latency_ratio": 0.5})
+    assert numbers(pick.front_trials(snapshot(base(), told))) == [0]
+
+
+def test_a_third_objective_keeps_what_two_would_drop():
+    goals = {"map50_95": "maximize", "latency_ratio": "minimize", "params_m": "minimize"}
+    trials = [
+        base(extra={"params_m": 2.6}),
+        trial(1, A, 0.33, 1.1, extra={"params_m": 2.9}),
+        trial(2, B, 0.32, 1.2, extra={"params_m": 2.5}),
+    ]
+    assert numbers(pick.front_trials(snapshot(*trials, objectives=goals))) == [0, 1, 2]
+    assert numbers(pick.front_trials(snapshot(*trials))) == [0, 1]
+
+
+def test_a_trial_without_all_objectives_is_not_on_the_front():
+    goals = {"map50_95": "maximize", "latency_ratio": "minimize", "gmacs": "minimize"}
+    assert pick.front_trials(snapshot(base(), objectives=goals)) == ()
+
+
+@pytest.mark.parametrize(("rule", "number"), [("best", 3), ("fastest", 0), ("1se", 2), ("knee", 1)])
+def test_each_rule(rule, number):
+    choice = pick.pick(drawn(), rule)
+    assert choice.trial.number == number
+    assert choice.reason.startswith(f"Trial {number} ({choice.trial.architecture}) ")
+    assert choice.reason.endswith(".")
+
+
+@pytest.mark.parametrize(("rule", "number"), [("best", 2), ("fastest", 0), ("1se", 2)])
+def test_a_limit_counts_before_the_rule(rule, number):
+    choice = pick.pick(drawn(), rule, max_latency_ratio=1.2)
+    assert choice.trial.number == number
+    assert "with a latency ratio of at most 1.2" in choice.reason
+
+
+def test_equal_scores_go_to_the_faster_then_to_the_earlier():
+    snap = snapshot(base(), trial(2, B, 0.34, 1.1), trial(1, A, 0.34, 1.1), trial(3, C, 0.34, 1.2))
+    assert pick.pick(snap, "best").trial.number == 1
+    assert pick.pick(snap, "1se").trial.number == 1
+
+
+def test_too_few_points_for_a_knee_are_decided_by_noise():
+    within = pick.pick(snapshot(base(), trial(1, A, 0.302, 1.1)), "knee")
+    beyond = pick.pick(snapshot(base(), trial(1, A, 0.312, 1.1)), "knee")
+    unknown = pick.pick(snapshot(base([0.300]), trial(1, A, 0.302, 1.1)), "knee")
+    assert (within.trial.number, beyond.trial.number, unknown.trial.number) == (0, 1, 1)
+    assert "too few points for a knee" in within.reason
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (0.303, r"\+0\.0030 against the base or \+0\.8 sigma of its 3 seeds, which is within the noise: the base is as good a choice"),
+        (0.306, r"\+1\.5 sigma of its 3 seeds, which more seeds may or may not confirm"),
+        (0.330, r"\+7\.5 sigma of its 3 seeds, beyond two sigma, but the best of many is partly luck"),
+    ],
+)
+def test_the_reason_says_what_the_gain_is_worth(score, words):
+    choice = pick.pick(snapshot(base(), trial(1, A, score, 1.1)), "best")
+    assert choice.trial.number == 1
+    assert re.search(words, choice.reason)
+
+
+def test_the_reason_is_honest_about_a_loss_and_about_missing_noise():
+    worse = pick.pick(snapshot(base(), trial(1, A, 0.28, 0.9)), "fastest")
+    assert "-0.0200 against the base or -5.0 sigma of its 3 seeds, worse than the base" in worse.reason
+    assert "unknown noise" in pick.pick(snapshot(base([0.3]), trial(1, A, 0.33, 1.1)), "best").reason
+    assert "unknown noise" in pick.pick(snapshot(base([0.3, 0.3]), trial(1, A, 0.33, 1.1)), "best").reason
+    assert "no score of the base" in pick.pick(snapshot(trial(1, A, 0.33, 1.1)), "best").reason
+    assert "keep the base" in pick.pick(snapshot(base()), "knee").reason
+
+
+def test_what_cannot_be_picked():
+    with pytest.raises(InputError, match=r"one of \['knee', 'best', 'fastest', '1se'\], but got 'nee'. Did you mean 'knee'"):
+        pick.pick(drawn(), "nee")
+    with pytest.raises(InputError, match=r"needs a measured trial, but study 'demo' holds 2 trials \(kinds: failure, running\)"):
+        pick.pick(snapshot(failed(0), running(1)), "best")
+    with pytest.raises(InputError, match=r"holds 0 trials \(kinds: none\)"):
+        pick.pick(snapshot(), "best")
+    with pytest.raises(InputError, match=r"`latency_ratio <= 0.9` holds for none of the 4 members.*1.000 to 1.280; give at least 1.000"):
+        pick.pick(drawn(), "best", max_latency_ratio=0.9)
+    with pytest.raises(InputError, match="'1se' needs the noise, so at least two seeds"):
+        pick.pick(snapshot(base([0.3])), "1se")
+
+
+def test_latency_that_is_no_objective_comes_from_the_cost():
+    goals = {"map50_95": "maximize", "params_m": "minimize"}
+    entries = [dataclasses.replace(base(), values={"map50_95": 0.3, "params_m": 2.6})]
+    entries += [dataclasses.replace(trial(1, A, 0.33, 1.1), values={"map50_95": 0.33, "params_m": 2.7}, cost=cost(1.07))]
+    assert "at 1.070x the base's latency" in pick.pick(snapshot(*entries, objectives=goals), "best").reason
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "separated"),
+    [
+        ("help: longer fit", 0.309, True),
+        ("help: longer fit", 0.307, False),
+        ("help: longer fit", 0.280, False),
+        ("harm: shuffled", 0.291, True),
+        ("harm: shuffled", 0.293, False),
+        ("harm: shuffled", 0.320, False),
+        ("another", 0.280, True),
+    ],
+)
+def test_controls_must_separate_in_their_direction(label, score, separated):
+    (control,) = pick.controls(snapshot(base(controls={label: measured(score)})))
+    assert (control.label, control.separated, control.seeds) == (label, separated, 1)
+    assert control.sigmas == pytest.approx((score - 0.3) / 0.004)
+
+
+def test_a_control_that_failed_or_has_no_sigma_is_not_known():
+    (lost,) = pick.controls(snapshot(base(controls={"harm": Failure(stage="train", error="out of memory")})))
+    assert (lost.score, lost.separated, lost.errors) == (None, None, ("train: out of memory",))
+    (blind,) = pick.controls(snapshot(base([0.3], controls={"harm": measured(0.1)})))
+    assert blind.separated is None
+    assert blind.gain == pytest.approx(-0.2)
+    assert pick.controls(snapshot(failed(0))) == ()
+
+
+def test_picking_is_the_same_whatever_the_order_of_trials():
+    snap = study(60, seed=3)
+    turned = dataclasses.replace(snap, trials=tuple(reversed(snap.trials)))
+    for rule in pick.RULES:
+        assert pick.pick(turned, rule) == pick.pick(snap, rule)
