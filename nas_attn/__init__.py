@@ -1,6 +1,7 @@
 """nas_attn: which attention module goes after which layer of a YOLO detector, with which hyperparameters, at what latency.
 
-Importing the package registers its modules with Ultralytics (see `nas_attn.registration`) and loads neither torch, Ray, Optuna nor Ultralytics.
+Importing the package registers its modules with Ultralytics (see `nas_attn.registration`); it loads neither torch, Ray, Optuna nor
+Ultralytics.
 """
 
 import importlib
@@ -11,7 +12,8 @@ from nas_attn.registration import register, register_on_import
 if TYPE_CHECKING:
     from nas_attn.architecture import Architecture, Placement
     from nas_attn.record import load_study
-    from nas_attn.space import SearchSpace, SpaceSpec
+    from nas_attn.space import SearchSpace
+    from nas_attn.spec import SpaceSpec
     from nas_attn.study import run
 
 __all__ = ["Architecture", "Placement", "SearchSpace", "SpaceSpec", "load_study", "register", "run"]
@@ -20,7 +22,7 @@ _HOMES = {
     "Architecture": "architecture",
     "Placement": "architecture",
     "SearchSpace": "space",
-    "SpaceSpec": "space",
+    "SpaceSpec": "spec",
     "load_study": "record",
     "run": "study",
 }

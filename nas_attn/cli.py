@@ -30,7 +30,9 @@ Study = Annotated[Path, typer.Argument(help="A study's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 Rule = Annotated[str, typer.Option("--rule", help="knee, best, fastest or 1se.")]
 MaxRatio = Annotated[float | None, typer.Option("--max-latency-ratio", help="Only what is at most this slow, the base being 1.")]
-StorageUrl = Annotated[str | None, typer.Option("--storage", envvar="NAS_ATTN_STORAGE", help="URL of the study's storage; default: SQLite in its folder.")]
+StorageUrl = Annotated[
+    str | None, typer.Option("--storage", envvar="NAS_ATTN_STORAGE", help="URL of the study's storage; default: SQLite in its folder.")
+]
 
 
 def main() -> None:
@@ -155,7 +157,7 @@ def search(
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
     sampler: Annotated[str, typer.Option(help="tpe, nsga2 or random.")] = "tpe",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    score_on: Annotated[str, typer.Option(help="search_val (a fifth of the training images) or val (your own split; flagged).")] = "search_val",
+    score_on: Annotated[str, typer.Option(help="search_val (a share of the training images) or val (your own; flagged).")] = "search_val",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost here.")] = False,
 ) -> None:
     """Search a space on a data set; stopped at any point, the same command goes on."""
@@ -248,7 +250,7 @@ def export(
 def train(
     folder: Annotated[Path, typer.Argument(help="A folder that `nas-attn export` wrote.")],
     data: Data,
-    settings: Annotated[list[str] | None, typer.Argument(help="Ultralytics' training arguments: epochs=100 imgsz=640 device=0,1 ...")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="Ultralytics' arguments: epochs=100 imgsz=640 device=0,1 ...")] = None,
 ) -> None:
     """Train an export in full, from its weights, with all of Ultralytics' arguments."""
     from nas_attn.train import train_export
@@ -278,7 +280,7 @@ def _dry_run(space: str, data: Path, weights: Path | None, trials: int, workers:
         "images an epoch, images scored": f"{prepared.images}, {prepared.scored}",
         "one trial": f"{estimate.trial_seconds:.0f} s of training and scoring, measured on the base here",
         "fitting the base": f"{estimate.fit_seconds:.0f} s",
-        f"{trials} trials, {estimate.trainings} trainings": f"about {hours:.1f} h with {estimate.workers} worker(s), latency measurements not counted",
+        f"{trials} trials, {estimate.trainings} trainings": f"about {hours:.1f} h with {estimate.workers} worker(s), latency not counted",
         "GPU hours": f"{hours:.1f}" if estimate.device != "cpu" else "none: runs on the CPU",
         "disk": f"about {estimate.disk_bytes / 1e6:.0f} MB of weights at the end",
     }
@@ -290,7 +292,8 @@ def _print_summary(snapshot: Any, out: Path) -> None:
     from nas_attn import pick as chooser
 
     front = chooser.front_trials(snapshot)
-    table = Table("trial", "architecture", "mAP50-95", "latency ratio", title=f"Pareto front: {len(front)} of {len(snapshot.trials)} trials")
+    title = f"Pareto front: {len(front)} of {len(snapshot.trials)} trials"
+    table = Table("trial", "architecture", "mAP50-95", "latency ratio", title=title)
     for entry in front:
         values = entry.values or {}
         table.add_row(str(entry.number), str(entry.architecture), f"{values['map50_95']:.4f}", f"{values['latency_ratio']:.3f}")

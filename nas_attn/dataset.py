@@ -1,7 +1,7 @@
 """Ultralytics' training data set over labels and images that a worker keeps in memory from one trial to the next.
 
-Nothing is written beside the user's files: no label cache, no repaired JPEG, no `.npy`. Every trial gets a fresh data set object, so that its
-augmentation state never depends on earlier trials; only what is read from disk is shared.
+Nothing is written beside the user's files: no label cache, no repaired JPEG, no `.npy`. Every trial gets a fresh data set object, so that
+its augmentation state never depends on earlier trials; only what is read from disk is shared.
 """
 
 from functools import lru_cache

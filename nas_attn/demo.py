@@ -1,7 +1,7 @@
 """A small detection data set that draws itself: scikit-learn's bundled handwritten digits scattered over cluttered canvases.
 
-Deterministic by its seed, and by it alone; nothing is downloaded. Each digit is one of 1,797 real handwritten ones (8x8 grey values, Alpaydin
-& Kaynak 1998), enlarged, tinted, and placed where it overlaps no other; lines, ellipses and noise lie under and over it.
+Deterministic by its seed, and by it alone; nothing is downloaded. Each digit is one of 1,797 real handwritten ones (8x8 grey values,
+Alpaydin & Kaynak 1998), enlarged, tinted, and placed where it overlaps no other; lines, ellipses and noise lie under and over it.
 """
 
 import random

@@ -9,7 +9,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import ultralytics
@@ -86,7 +86,7 @@ def build(graph: Graph, scale: str, classes: int | None = None, names: Sequence[
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise GraphError(f"A model YAML must build, but Ultralytics says {type(error).__name__}: {error}; run `nas-attn check`.") from error
     if names:
-        model.names = dict(enumerate(names))
+        setattr(model, "names", dict(enumerate(names)))  # noqa: B010 - torch types every attribute as Tensor or Module
     return model
 
 
@@ -152,7 +152,7 @@ def load_weights(model: nn.Module, file: Path) -> tuple[str, ...]:
     """
     state = read_state(file)
     target = model.state_dict()
-    head = f"model.{len(model.model) - 1}."
+    head = f"model.{len(layers(model)) - 1}."
     new = tuple(k for k, v in target.items() if k.startswith(head) and (k not in state or state[k].shape != v.shape))
     bad = [k for k, v in target.items() if k not in new and (k not in state or state[k].shape != v.shape)]
     extra = [k for k in state if k not in target]
@@ -188,6 +188,12 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file} must be an Ultralytics checkpoint or a plain state dict, but: {error}") from error
 
 
+def layers(model: nn.Module) -> nn.Sequential:
+    """A detection model's rows, in the order of its YAML."""
+    rows: Any = model.model
+    return cast(nn.Sequential, rows)
+
+
 def default_arguments() -> Any:
     """Ultralytics' default training arguments, which a model's loss reads when no trainer set them."""
     return get_cfg()
@@ -211,11 +217,12 @@ def sites(graph: Graph, scale: str) -> tuple[Site, ...]:
     """Where attention can go: every row whose output is one map that a later row reads, with channels and stride of the built model.
 
     Names follow from the network, not from a table of families: `P2`... is the last backbone row at stride 4, ... before pooling and
-    self-attention blocks; `neck_P4` the heaviest row between a Concat and the next change of resolution; `neck_P3_out`... what the head reads.
+    self-attention blocks; `neck_P4` the heaviest row between a Concat and the next change of resolution; `neck_P3_out`... what the head
+    reads.
     """
     model = build(graph, scale)
     shapes = _output_shapes(model)
-    weights = [sum(p.numel() for p in row.parameters()) for row in model.model]
+    weights = [sum(p.numel() for p in row.parameters()) for row in layers(model)]
     names = _site_names(graph, {row: PROBE_PX // shape[2] for row, shape in shapes.items()}, weights)
     return tuple(
         Site(layer=row, names=tuple(names.get(row, ())), module=graph.rows[row].module, channels=shape[1], stride=PROBE_PX // shape[2])
@@ -234,7 +241,7 @@ def _output_shapes(model: nn.Module) -> dict[int, torch.Size]:
 
         return hook
 
-    handles = [layer.register_forward_hook(note(row)) for row, layer in enumerate(model.model)]
+    handles = [layer.register_forward_hook(note(row)) for row, layer in enumerate(layers(model))]
     with torch.inference_mode():
         model.eval()(torch.zeros(1, 3, PROBE_PX, PROBE_PX))
     for handle in handles:

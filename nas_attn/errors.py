@@ -53,7 +53,7 @@ class PoolError(NasAttnError):
     """Workers could not be started or reached."""
 
 
-class Interrupted(NasAttnError):
+class Interrupted(NasAttnError):  # noqa: N818 - nothing went wrong
     """Stopped by the user; the same command goes on."""
 
     exit_code = 130

@@ -190,7 +190,7 @@ def _fit(setup: Setup, model: nn.Module, folder: Path) -> Trained:
         new_lr_scale=1.0,
         seed=setup.seed,
         device=setup.device,
-        threads=threads(),
+        threads=available_cores(),  # nothing else runs until the base is fitted
         args=settings,
         **schedule,
     )
@@ -248,7 +248,7 @@ def _static_cost(setup: Setup, model: nn.Module) -> dict[str, float]:
 
 def _latencies(setup: Setup, architectures: Sequence[Architecture], models: Sequence[nn.Module]) -> list[Latency]:
     base, _ = _build(setup, Architecture(setup.base), setup.seed)
-    options = {"shape": _latency_shape(setup), "device": setup.device, "threads": threads()}
+    options: dict[str, Any] = {"shape": _latency_shape(setup), "device": setup.device, "threads": threads()}
     gate = _latency_gate(setup, base, options)
     candidates = [i for i, a in enumerate(architectures) if a.placements]
     timed = latency.measure(
@@ -340,7 +340,12 @@ def _device_name(device: str) -> str:
 
 def threads() -> int:
     """How many threads this process computes with: what the pool gave it, or every core."""
-    return int(os.environ.get(THREADS) or os.cpu_count() or 1)
+    return int(os.environ.get(THREADS) or available_cores())
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
 
 
 def resolved_device(name: str) -> str:

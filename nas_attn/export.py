@@ -92,8 +92,8 @@ def _copy_weights(snapshot: Snapshot, trial: Trial, to: Path) -> Path:
     files = sorted(folder.glob(f"*/{WEIGHTS}"), key=lambda f: int(f.parent.name))
     if not files:
         raise StudyError(
-            f"Weights are kept for the front and the best few, but trial {trial.number} has none in {folder}; export a member of the front, "
-            "or give --scale to export the YAML alone."
+            f"Weights are kept for the front and the best few, but trial {trial.number} has none in {folder}; "
+            "export a member of the front, or give --scale to export the YAML alone."
         )
     read_state(files[-1])  # what cannot be read must not be handed on
     return Path(shutil.copyfile(files[-1], to / WEIGHTS))
@@ -115,7 +115,7 @@ def _config(graph: Graph, setup: Setup, scale: str) -> dict[str, Any]:
 
 def _stem(setup: Setup, scale: str) -> str:
     stem = Path(setup.base).stem
-    if not scale or scale == setup.scale and re.search(rf"\d{scale}(?:[-_.]|$)", stem):
+    if not scale or (scale == setup.scale and re.search(rf"\d{scale}(?:[-_.]|$)", stem)):
         return stem
     if setup.scale:
         return re.sub(rf"(\d){setup.scale}(?=[-_.]|$)", rf"\g<1>{scale}", stem)
@@ -188,7 +188,8 @@ def _latency(trial: Trial) -> str:
         return "not measured"
     timed = trial.cost.latency
     where = ", ".join(f"{k} {v}" for k, v in timed.environment.items())
-    return f"{timed.ratio:.3f} of the base, 95 % interval {timed.low:.3f} to {timed.high:.3f}, {timed.quality}, {timed.blocks} paired blocks ({where})"
+    spread = f"95 % interval {timed.low:.3f} to {timed.high:.3f}, {timed.quality}, {timed.blocks} paired blocks"
+    return f"{timed.ratio:.3f} of the base, {spread} ({where})"
 
 
 def _template(name: str) -> jinja2.Template:

@@ -352,7 +352,7 @@ def _unregistered(graph: Graph, registered: Collection[str] | None) -> Iterator[
         if _is_foreign(module) and not (module.startswith(OWN_PREFIX) if registered is None else module in registered):
             remedy = nearest(module, {*(known_names() or ()), *(registered or ())}).partition("Known:")[0].strip()
             message = f"A module's name must be known to Ultralytics' parser, but row {number} names {module!r}"
-            yield Finding(number, "unregistered", f"{message}. {remedy or 'Register its class with Ultralytics.'}")
+            yield Finding(number, "unregistered", f"{message}; correct it, or register its class. {remedy}".rstrip())
 
 
 def _is_foreign(module: str) -> bool:

@@ -173,7 +173,7 @@ class Failure:
 
 
 Outcome = Measured | Rejected | Stopped | Failure
-_KINDS: dict[str, type[Measured] | type[Rejected] | type[Stopped] | type[Failure]] = {
+_KINDS: dict[str, type[Any]] = {
     "measured": Measured,
     "rejected": Rejected,
     "stopped": Stopped,
@@ -202,7 +202,8 @@ def outcome_from_dict(data: Mapping[str, Any]) -> Outcome:
     if cls is None or set(values) != {f.name for f in fields(cls)}:
         raise StudyError(f"An outcome needs the fields of one of {sorted(_KINDS)}, but got {sorted(data)}; discard the file.")
     _require_finite(values)
-    return cls(**values)
+    outcome: Outcome = cls(**values)
+    return outcome
 
 
 def outcome_file_text(job: Job, outcome: Outcome) -> str:

@@ -187,6 +187,7 @@ def _wrapped(text: str) -> str:
 # Where a label may stand, best first, in points from the mark, and which side of it faces the mark: 0 left, 0.5 middle, 1 right.
 # Up and to the left comes first: that side of a front is empty.
 _AROUND = ((-1, 1, 1.0), (0, 1, 0.5), (1, -1, 0.0), (0, -1, 0.5), (1, 1, 0.0), (-1, -1, 1.0), (-2, 0.4, 1.0), (-3, 1.5, 1.0))
+_NEAR = 5  # the rest would stand closer to a neighbour than to the mark, unless a leader tells whose it is
 _SPOTS = tuple((6 * dx * far, 7 * dy * far, side, far > 1) for far in (1.0, 2.6, 4.4, 6.5) for dx, dy, side in _AROUND)
 _ALIGN = {0.0: "left", 0.5: "center", 1.0: "right"}
 
@@ -197,7 +198,7 @@ def _place(canvas: FigureCanvasAgg, ax: Axes, row: Row, text: str, full: Sequenc
     spot = (row["latency_ratio"], row["map50_95"])
     pixel = ax.transData.transform(spot)
     look: Any = {"fontsize": 8.5, "linespacing": 1.15, "zorder": 6, "path_effects": [withStroke(linewidth=2.2, foreground="white")]}
-    for dx, dy, side, led in (*_SPOTS[: len(_AROUND)], *_beside(ax, row), *_SPOTS[len(_AROUND) :]):
+    for dx, dy, side, led in (*_SPOTS[:_NEAR], *_beside(ax, row), *_SPOTS[len(_AROUND) :]):
         vertical = "center" if dy == 0 else "bottom" if dy > 0 else "top"
         corner = (side, 0.0 if dy > 0 else 1.0)
         leader = {"arrowstyle": "-", "color": _FAINT, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4, "relpos": corner} if led else None

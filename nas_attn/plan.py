@@ -1,4 +1,4 @@
-"""A search before it starts: the base's graph, the data's split, what workers need to know, the positive controls, and what it will cost."""
+"""A search before it starts: the base's graph, the data's split, what workers must know, the positive controls, the expected cost."""
 
 import json
 import math

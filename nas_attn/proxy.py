@@ -21,7 +21,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from nas_attn.attention.gate import Gated
 from nas_attn.dataset import NasDataset
-from nas_attn.detector import silence
+from nas_attn.detector import layers, silence
 from nas_attn.errors import NasAttnError
 from nas_attn.train import NasTrainer
 
@@ -72,6 +72,7 @@ class Training:
     seed: int
     device: str
     threads: int
+    stride: int = 32
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -127,7 +128,7 @@ class ProxyTrainer(NasTrainer):
             augment=training,
             hyp=self.args,
             rect=not training,
-            stride=max(int(self.model.stride.max()), 32),
+            stride=max(int(self.training.stride), 32),
             pad=0.0 if training else 0.5,
             task="detect",
             data=self.data,
@@ -194,7 +195,7 @@ def arguments(training: Training) -> dict[str, Any]:
 
 def gates(model: nn.Module) -> dict[int, float]:
     """The mean |gate| of every inserted row, by its row in the edited model; zero means that it never opened."""
-    rows = model.model.named_children()
+    rows = layers(model).named_children()
     return {int(row): float(m.gate_bias.detach().abs().mean()) for row, m in rows if isinstance(m, Gated)}
 
 

@@ -203,7 +203,9 @@ def _connect(url: str, skip_table_creation: bool = False) -> RDBStorage:
             _run_pragmas(url, options)
         rdb = RDBStorage(url, engine_kwargs=options, skip_table_creation=skip_table_creation)
     except (*STORAGE_ERRORS, ImportError, ValueError) as error:
-        raise StudyError(f"The storage {_hidden(url)} must be reachable, but: {type(error).__name__}; check the URL and its driver.") from None
+        raise StudyError(
+            f"The storage {_hidden(url)} must be reachable, but: {type(error).__name__}; check the URL and its driver."
+        ) from None
     if sqlite and not skip_table_creation:
         sqlalchemy.event.listen(rdb.engine, "connect", _harden)
         rdb.engine.dispose()  # the connection that made the tables was opened without

@@ -1,0 +1,41 @@
+"""One small real study that several tests read: two modules on yolo11n, drawn digits, trained for an epoch or two in this process."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+TINY_SPACE = """
+base: yolo11n.yaml
+sites: [P3, P4, neck_P4]
+max_placements: 2
+modules:
+  LSKA: {k_size: [7]}
+  LIA: {f: [8]}
+base_fit: {epochs: 2, lr0: 0.002}
+proxy: {epochs: 2, imgsz: 64, batch: 8}
+latency: {blocks: 3, calibrations: 2, retries: 0}
+base_seeds: 2
+"""
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML of 32 train and 4 val images of drawn digits."""
+    from nas_attn.demo import draw_data_set
+
+    return draw_data_set(tmp_path_factory.mktemp("digits"), train=32, val=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The folder of a finished study of three trials."""
+    from nas_attn.cli import search
+
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "tiny.yaml").write_text(TINY_SPACE)
+    search(str(root / "tiny.yaml"), data=digits, trials=3, out=root / "study", pool="inline", device="cpu")
+    return root / "study"

@@ -1,4 +1,5 @@
 import copy
+import importlib
 import math
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_attn import cost
 from nas_attn.cost import activation_mib, deployed, einsum_macs, gmacs, parameters_m
 from nas_attn.errors import NasAttnError
+from nas_attn.records import MODULES, record
 
 os.environ["YOLO_OFFLINE"] = "1"
 os.environ["YOLO_AUTOINSTALL"] = "false"
@@ -156,6 +158,16 @@ def test_multi_head_attention_costs_the_same_on_its_fast_path() -> None:
 )
 def test_einsum_counts_the_axes_of_a_contraction(equation: str, shapes: list[tuple[int, ...]], expected: int) -> None:
     assert einsum_macs(equation, shapes) == expected
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+@pytest.mark.parametrize("size", [(20, 20), (5, 13)])
+def test_attention_modules_have_the_formula_of_their_record(name: str, size: tuple[int, int]) -> None:
+    file, _, cls = record(name).target.partition(":")
+    module = getattr(importlib.import_module(f"nas_attn.attention.{file}"), cls)(32)
+    # A record counts products of maps and weights only; LIA enlarges its heat map besides, with four weights an element.
+    resized = 4 * 32 * math.prod(size) if name == "LIA" else 0
+    assert macs(module, 1, 32, *size) == record(name).macs_count(32, *size, {}) + resized
 
 
 def test_a_module_called_twice_counts_twice() -> None:

@@ -1,6 +1,5 @@
 """A data set is read as Ultralytics reads it, split with every class in its place, and never written to."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_the_fingerprint_follows_labels_and_not_places(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not BCCD.is_file(), reason="the blood-cell data set is not beside the repository")
 def test_real_photographs_split_with_every_class_and_stay_untouched() -> None:
-    before = {f: os.stat(f).st_mtime_ns for f in BCCD.parent.rglob("*")}
+    before = {f: f.stat().st_mtime_ns for f in BCCD.parent.rglob("*")}
     found = data.load(BCCD)
     labels = [data.read_labels(image, len(found.names)) for image in found.train]
     _, search_val = data.split_search_val(labels, 0.2, seed=0)
@@ -138,4 +137,4 @@ def test_real_photographs_split_with_every_class_and_stay_untouched() -> None:
     boxes = Counter(int(c) for name in search_val for c in by_image[name].classes)
     assert (len(found.train), len(found.val), len(search_val)) == (291, 73, 58)
     assert all(boxes[c] >= 40 for c in range(3))
-    assert {f: os.stat(f).st_mtime_ns for f in BCCD.parent.rglob("*")} == before
+    assert {f: f.stat().st_mtime_ns for f in BCCD.parent.rglob("*")} == before

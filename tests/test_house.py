@@ -47,6 +47,8 @@ HOUSE: dict[str, set[str]] = {
     "report": {"pandas", "plotly", "jinja2"},
     "export": {"torch", "yaml", "jinja2"},
     "demo": {"numpy", "sklearn", "PIL", "yaml"},
+    "plan": set(),
+    "progress": {"rich"},
     "cli": {"typer", "rich", "click"},
 }
 PURE = ("errors", "graph", "records", "architecture", "space", "spec", "outcome", "pareto", "registration", "pick")

@@ -119,28 +119,24 @@ def test_no_architecture_has_two_trials_until_the_space_is_exhausted(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
 def test_a_record_that_is_reopened_after_every_trial_asks_the_same(tmp_path, sampler):
-    def ask(folder, reopen):
+    def reopened(record, folder):
+        record.close()
+        return _open(folder, sampler=sampler)
+
+    def ask(folder, at):
         record = _open(folder, sampler=sampler)
-        digests = []
         for number in range(26):
-            trial = record.ask(RECIPE)
-            digests.append(trial.architecture.digest())
-            if reopen:
-                record.close()
-                record = _open(folder, sampler=sampler)
-            record.save_cost(number, cost(1 + int(digests[-1], 16) % 400 / 1000))
+            fate = int(record.ask(RECIPE).architecture.digest(), 16)
+            record = reopened(record, folder) if number in at else record
+            record.save_cost(number, cost(1 + fate % 400 / 1000))
             over = any(excess > 0 for excess in record.constraints(record.trials[number].cost).values())
-            record.tell(
-                number, Rejected(limit="latency_ratio", value=1.4, bound=1.3) if over else measured(int(digests[-1], 16) % 97 / 100)
-            )
-            if reopen:
-                record.close()
-                record = _open(folder, sampler=sampler)
+            record.tell(number, Rejected(limit="latency_ratio", value=1.4, bound=1.3) if over else measured(fate % 97 / 100))
+            record = reopened(record, folder) if number in at else record
+        digests = [trial.architecture.digest() for trial in record.trials.values()]
         record.close()
         return digests
 
-    (tmp_path / "a").mkdir()
-    assert ask(tmp_path / "a", False) == ask(tmp_path / "b", True)
+    assert ask(tmp_path / "a", ()) == ask(tmp_path / "b", (0, 13, 20, 21, 23))
 
 
 def test_the_first_result_of_a_job_stands(tmp_path):
@@ -228,12 +224,12 @@ def test_a_kill_between_any_two_writes_of_a_tell_is_made_good(tmp_path, monkeypa
     for name in ("set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
         original = getattr(optuna.storages.RDBStorage, name)
 
-        def write(self, *args, original=original):
+        def write(self, *args, original=original, **options):
             nonlocal writes
             if writes == point:
                 raise _Killed
             writes += 1
-            return original(self, *args)
+            return original(self, *args, **options)
 
         monkeypatch.setattr(optuna.storages.RDBStorage, name, write)
     record = _open(tmp_path)
@@ -262,7 +258,7 @@ def test_a_kill_between_any_two_writes_of_a_tell_is_made_good(tmp_path, monkeypa
 
 
 def test_a_study_that_was_killed_while_it_was_begun_is_begun_again(tmp_path, monkeypatch):
-    def kill(self, *args):
+    def kill(*_):
         raise _Killed
 
     with monkeypatch.context() as patch:

@@ -62,6 +62,13 @@ def test_fractions_are_numbers() -> None:
     assert spec.modules["DoubleAttention"] == {"c_m": (0.125, 0.25, 64), "c_n": (0.5,)}
 
 
+def test_values_that_do_not_all_fit_together_are_choices_as_long_as_each_fits_somewhere() -> None:
+    choices = {"num_heads": [2, 8], "n_local": [1, 4]}
+    spec = SpaceSpec.from_dict({**GOOD, "modules": {"CloAttention": choices}})
+    assert spec.modules["CloAttention"]["num_heads"] == (2, 8)
+    assert refusal(modules={"CloAttention": {**choices, "n_local": [1, 9]}}).startswith("modules.CloAttention.n_local: got 9: ")
+
+
 def test_numbers_keep_their_kinds() -> None:
     spec = SpaceSpec.from_dict({**GOOD, "modules": {"LSKA": {"k_size": [7], "use_proj": [True, False]}}})
     assert [type(value) for values in spec.modules["LSKA"].values() for value in values] == [int, bool, bool]
