@@ -173,8 +173,6 @@ def search(
         return
     spec = SpaceSpec.load(space)
     prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on)
-    (out / "space.yaml").write_text(spec.to_yaml())
-    plan.save_setup(prepared.setup)
     share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
     with open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address) as running, Watch(console) as watch:
         snapshot = study.run(
@@ -187,7 +185,7 @@ def search(
             sampler=sampler,
             storage=storage,
             controls=prepared.controls,
-            on_event=watch,
+            on_event=_first(prepared.save, watch),
         )
     keep_weights(snapshot)
     report.write(snapshot, out)
@@ -259,6 +257,20 @@ def train(
     console.print(f"Trained: {saved}", markup=False)
 
 
+def _first(once: Callable[[], None], always: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Runs `once` before the first event: only then has the record agreed to the settings, and nothing has been submitted yet."""
+    done = False
+
+    def on_event(event: Any) -> None:
+        nonlocal done
+        if not done:
+            once()
+            done = True
+        always(event)
+
+    return on_event
+
+
 def _load(folder: Path, storage: str | None) -> Any:
     from nas_attn.record import load_study
 
@@ -277,7 +289,7 @@ def _dry_run(space: str, data: Path, weights: Path | None, trials: int, workers:
     hours = estimate.total_seconds / 3600
     rows = {
         "architectures in the space": f"{estimate.architectures:,}",
-        "images an epoch, images scored": f"{prepared.images}, {prepared.scored}",
+        "images an epoch, images scored": f"{len(prepared.train)}, {len(prepared.scored)}",
         "one trial": f"{estimate.trial_seconds:.0f} s of training and scoring, measured on the base here",
         "fitting the base": f"{estimate.fit_seconds:.0f} s",
         f"{trials} trials, {estimate.trainings} trainings": f"about {hours:.1f} h with {estimate.workers} worker(s), latency not counted",

@@ -122,6 +122,11 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.ref[Any]] = {}
         self._register(image, counted=False)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # A mode that is guarded from torch.compile imports all of it at its first operator, which takes seconds; nothing is compiled here.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # What an operator reads without any having made it is a weight or a constant of the model.
         for tensor in _tensors((args, kwargs)):

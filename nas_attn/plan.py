@@ -26,14 +26,22 @@ Control = tuple[str, Architecture, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that a study is begun with. `images` and `scored` count the images of one epoch and of one scoring."""
+    """All that a study is begun with; `train` and `scored` are the images of one epoch and of one scoring."""
 
     spec: SpaceSpec
     space: SearchSpace
     setup: Setup
     controls: tuple[Control, ...]
-    images: int
-    scored: int
+    train: tuple[str, ...]
+    scored: tuple[str, ...]
+
+    def save(self) -> None:
+        """Write the image lists, the resolved space and the setup into the study's folder."""
+        proxy.write_list(Path(self.setup.train_list), self.train)
+        proxy.write_list(Path(self.setup.val_list), self.scored)
+        folder = Path(self.setup.folder)
+        (folder / "space.yaml").write_text(self.spec.to_yaml())
+        (folder / SETUP).write_text(json.dumps(asdict(self.setup), indent=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +68,7 @@ def prepare(
     device: str = "auto",
     score_on: str = "search_val",
 ) -> Plan:
-    """Resolve a space on its base and a data set; writes the image lists into `folder`, nothing anywhere else.
+    """Resolve a space on its base and a data set, for a study in `folder`; nothing is written yet.
 
     Raises:
         InputError: a data set, base, site, device or weights that cannot be used; the message says which and what would be right.
@@ -83,8 +91,6 @@ def prepare(
     train, scored = _split(spec, found, labels, score_on)
     folder = folder.resolve()
     lists = {name: folder / "lists" / f"{name}.txt" for name in ("train", score_on)}
-    proxy.write_list(lists["train"], train)
-    proxy.write_list(lists[score_on], scored)
     setup = Setup(
         folder=str(folder),
         base=spec.base,
@@ -101,12 +107,7 @@ def prepare(
         device=resolved_device(device),
         seed=spec.seed,
     )
-    return Plan(spec=spec, space=space, setup=setup, controls=_controls(spec, available), images=len(train), scored=len(scored))
-
-
-def save_setup(setup: Setup) -> None:
-    """Keep the setup in the study's folder, for exports."""
-    (Path(setup.folder) / SETUP).write_text(json.dumps(asdict(setup), indent=1))
+    return Plan(spec=spec, space=space, setup=setup, controls=_controls(spec, available), train=train, scored=scored)
 
 
 def load_setup(folder: Path) -> Setup:
@@ -124,14 +125,15 @@ def load_setup(folder: Path) -> Setup:
 def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
     """Train the base on a few batches here, in a temporary folder, and work out what `trials` trials on `workers` workers will take."""
     setup, spec = plan.setup, plan.spec
-    few = min(PROBE_BATCHES * spec.proxy.batch, plan.images)
+    images = len(plan.train)
+    few = min(PROBE_BATCHES * spec.proxy.batch, images)
     model_bytes = 4 * sum(v.numel() for v in _new_base(setup).state_dict().values())
     with tempfile.TemporaryDirectory(prefix="nas-attn-") as name:
         _probe(plan, Path(name), few)  # the first run pays for loading and compiling
-        one, two = _probe(plan, Path(name), few), _probe(plan, Path(name), min(2 * few, plan.images))
-    train_s = max(two - one, 0.1 * one) / max(min(2 * few, plan.images) - few, 1) if plan.images > few else one / few
-    score_s = max(one - train_s * few, 0.0) / min(few, plan.scored)
-    epoch_s = plan.images * train_s + plan.scored * score_s
+        one, two = _probe(plan, Path(name), few), _probe(plan, Path(name), min(2 * few, images))
+    train_s = max(two - one, 0.1 * one) / (min(2 * few, images) - few) if images > few else one / few
+    score_s = max(one - train_s * few, 0.0) / min(few, len(plan.scored))
+    epoch_s = images * train_s + len(plan.scored) * score_s
     fit_s, trial_s = spec.base_fit.epochs * epoch_s, spec.proxy.epochs * epoch_s
     control_s = (1 + HELP_EPOCHS) * trial_s if spec.controls else 0.0
     candidates = max(trials - 1, 0) * spec.seeds
@@ -171,11 +173,8 @@ def _new_base(setup: Setup) -> Any:
 
 def _probe(plan: Plan, folder: Path, images: int) -> float:
     setup, spec = plan.setup, plan.spec
-    lines = Path(setup.train_list).read_text().splitlines()
-    scored = Path(setup.val_list).read_text().splitlines()
-    proxy.write_list(folder / "train.txt", tuple(lines[:images]))
-    few = min(PROBE_BATCHES * spec.proxy.batch, plan.images)
-    proxy.write_list(folder / "val.txt", tuple(scored[:few]))
+    proxy.write_list(folder / "train.txt", plan.train[:images])
+    proxy.write_list(folder / "val.txt", plan.scored[: PROBE_BATCHES * spec.proxy.batch])
     trained = proxy.train(
         proxy.Training(
             train_list=str(folder / "train.txt"),

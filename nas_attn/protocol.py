@@ -12,20 +12,18 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nas_attn.errors import NasAttnError
 from nas_attn.outcome import Cost, Failure, Job, Measured, Outcome, Recipe, Rejected, Stopped, outcome_from_dict
 from nas_attn.space import SearchSpace
-
-if TYPE_CHECKING:
-    from nas_attn.space import SpaceSpec
+from nas_attn.spec import SpaceSpec
 
 _VERSIONS = ("nas-attn", "ultralytics", "torch")
 _LONG = 400  # characters of a setting that are worth showing when settings differ
 
 
-def study_settings(folder: Path, spec: "SpaceSpec", space: SearchSpace, setup: Mapping[str, Any], sampler: str) -> dict[str, Any]:
+def study_settings(folder: Path, spec: SpaceSpec, space: SearchSpace, setup: Mapping[str, Any], sampler: str) -> dict[str, Any]:
     """What a study may not go on without: everything that scores, costs and choices depend on, and nothing that says where it lies."""
     places = {str(folder.resolve()), str(Path(setup.get("folder", folder)).resolve())}
     identity = {name: _short(_relative(value, places)) for name, value in setup.items() if name != "folder"}
@@ -57,17 +55,20 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def recipe_of(spec: "SpaceSpec", setup: Mapping[str, Any], fit: Mapping[str, Any]) -> Recipe:
+def recipe_of(spec: SpaceSpec, setup: Mapping[str, Any], fit: Mapping[str, Any]) -> Recipe:
     """The recipe of every candidate's training: the space's proxy, on what the fit stands for."""
-    proxy = spec.proxy.model_dump(mode="json")
-    known = {name: proxy.pop(name) for name in ("epochs", "imgsz", "batch", "lr0", "new_lr_scale")}
+    proxy = spec.proxy
     return Recipe(
-        **known,
+        epochs=proxy.epochs,
+        imgsz=proxy.imgsz,
+        batch=proxy.batch,
+        lr0=proxy.lr0,
+        new_lr_scale=proxy.new_lr_scale,
         score_on=str(setup.get("score_on", "search_val")),
         data=fit["data"],
         base=fit["fingerprint"],
         code=fit["code"],
-        args=tuple(sorted(proxy.items())),
+        args=proxy.args,
     )
 
 
@@ -93,10 +94,12 @@ def read_fit(text: str) -> Mapping[str, Any]:
 
 def read_costs(text: str, count: int) -> list[Cost | Failure]:
     """The answer to a measurement of `count` architectures; a cost that is negative or not finite is a failure."""
-    answers = json.loads(text).get("costs", ())
     unusable = Failure(stage="cost", error="the worker's answer holds no usable cost")
-    costs = [_cost(answer) or unusable for answer in answers]
-    return costs if len(costs) == count else [unusable] * count
+    data = json.loads(text)
+    answers = data.get("costs") if isinstance(data, Mapping) else None
+    if not isinstance(answers, list) or len(answers) != count:
+        return [unusable] * count
+    return [_cost(answer) or unusable for answer in answers]
 
 
 def _cost(answer: Mapping[str, Any]) -> Cost | Failure | None:
@@ -143,4 +146,4 @@ def words(outcome: Outcome | None) -> str:
         return f"{outcome.limit} = {outcome.value:.4g} is over the limit of {outcome.bound:g}"
     if isinstance(outcome, Stopped):
         return f"stopped at rung {outcome.rung}"
-    return f"mAP50-95 {outcome.map50_95:.4f}"
+    return "not ended" if outcome is None else f"mAP50-95 {outcome.map50_95:.4f}"

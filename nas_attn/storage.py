@@ -30,6 +30,8 @@ PAUSES_S = (0.1, 0.5, 2.0, 10.0, 30.0, 60.0)
 """Waits between attempts to write: a locked or full storage may come back, and results are kept meanwhile."""
 ORPHANS_S = 10.0
 """How long the lock of a driver that died may be held on by children that it left."""
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
+"""Of SQLite: WAL lets a report read while the driver writes; FULL keeps every told trial through a power cut."""
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
@@ -228,8 +230,7 @@ def _hidden(url: str) -> str:
 
 
 def _harden(connection: Any, _record: object) -> None:
-    # WAL lets a report read while the driver writes; FULL keeps every told trial through a power cut.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+    for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError
@@ -29,9 +29,7 @@ from nas_attn.protocol import (
 )
 from nas_attn.record import Record
 from nas_attn.space import SearchSpace
-
-if TYPE_CHECKING:
-    from nas_attn.space import SpaceSpec
+from nas_attn.spec import SpaceSpec
 
 DEADLINE_S = 3600.0
 MAX_LOSSES = 3
@@ -60,7 +58,7 @@ class Event:
 
 def run(
     folder: Path | str,
-    spec: "SpaceSpec",
+    spec: SpaceSpec,
     space: SearchSpace,
     setup: Mapping[str, Any],
     pool: Pool,
@@ -128,7 +126,7 @@ class _Driver:
     def __init__(
         self,
         record: Record,
-        spec: "SpaceSpec",
+        spec: SpaceSpec,
         setup: Mapping[str, Any],
         pool: Pool,
         total: int,
@@ -178,11 +176,13 @@ class _Driver:
     # -- the loop --------------------------------------------------------------------------------------------------------------------------
 
     def search(self) -> None:
-        """Adopts what a former driver left, then goes on until enough trials have counted."""
+        """Adopts what a former driver left, begins with the base, and goes on until enough trials have counted."""
         self.recipe = recipe_of(self.spec, self.setup, self.record.fit or {})
-        if not self.record.trials:
-            self.record.add(Architecture(self.spec.base), self.recipe)
         self._adopt()
+        if not self.record.trials:
+            base = self.record.add(Architecture(self.spec.base), self.recipe)
+            self.emit("asked", "trial 0: base", base.number)
+            self._measure([base.number])
         while self._keep_busy():
             for done in self._wait():
                 self._take(done)
@@ -208,17 +208,14 @@ class _Driver:
 
     def _keep_busy(self) -> bool:
         """Submits what is ready, asks when workers would idle; whether anything is under way."""
-        while self.ready and self._training() < self.pool.slots:
+        while self.ready and self._idle():
             self._train(*self.ready.popleft())
-        if not self.ready and self._training() < self.pool.slots and not self._measuring():
+        if not self.ready and self._idle() and all(flight.job for flight in self.flying.values()):
             self._ask()
         return bool(self.flying)
 
-    def _training(self) -> int:
-        return sum(flight.job is not None for flight in self.flying.values())
-
-    def _measuring(self) -> bool:
-        return any(flight.job is None for flight in self.flying.values())
+    def _idle(self) -> bool:
+        return sum(flight.job is not None for flight in self.flying.values()) < self.pool.slots
 
     def _ask(self) -> None:
         # Never more than can count: so which trials are asked does not depend on the order in which workers answer.
@@ -226,7 +223,7 @@ class _Driver:
         wanted = min(max(1, self.pool.slots), self.total - self.counted - running)
         if self.record.trials[0].state != "COMPLETE" or self._halted():
             return
-        numbers = []
+        numbers: list[int] = []
         while len(numbers) < wanted and not self.exhausted:
             trial = self.record.ask(self.recipe)
             self.exhausted = trial is None
@@ -352,9 +349,9 @@ class _Driver:
         self._settle(number)
 
     def _keep(self, number: int, job: Job, outcome: Outcome) -> None:
-        labels = [label for label, control in self._control_jobs().items() if number == 0 and job_key(control) == job_key(job)]
-        for label in labels:
-            self.record.save_control(number, label, job, outcome)
+        for label, control in self._control_jobs().items():
+            if number == 0 and job_key(control) == job_key(job):
+                self.record.save_control(number, label, job, outcome)
         if job_key(job) in {job_key(own) for own in self._jobs(self.record.trials[number])}:
             self.record.save_result(number, job, outcome)
         self.emit("trained", f"trial {number}: seed {job.seed} {kind(outcome)}", number)

@@ -4,7 +4,6 @@ The evaluator writes one line a training to `executions.log` in the study's fold
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Mapping
@@ -12,9 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from nas_attn.architecture import Architecture, Placement
-from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, Recipe, Stopped, outcome_file_text, outcome_to_dict
+from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, Recipe, Stopped, Trial, outcome_file_text, outcome_to_dict
 from nas_attn.pool import Done, Task
+from nas_attn.record import Record
 from nas_attn.space import SearchSpace, Site
 
 BASE = "yolo11n.yaml"
@@ -31,6 +33,34 @@ def space(sites: int = 4, sizes: int = 3, most: int = 2) -> SearchSpace:
     options = [tuple(Placement(row, module, ((name, value),)) for module, name, value in modules) for row in rows]
     placed = tuple(Site(row, (f"P{row}",), "C3k2", 64, 8) for row in rows)
     return SearchSpace(base=BASE, sites=placed, placements=tuple(options), max_placements=most)
+
+
+SETTINGS = {"spec": {"seed": 0, "proxy": {"epochs": 6}}, "space": "abc"}
+LIMITS = {"latency_ratio": 1.3, "params_m": 4.0}
+
+
+def open_record(folder: Path, **changes: Any) -> Record:
+    """A record of that space."""
+    options = {"settings": SETTINGS, "objectives": OBJECTIVES, "space": space(), "sampler": "random", "seed": 0, "limits": LIMITS}
+    return Record.open(folder, **{**options, **changes})
+
+
+def job_of(trial: Trial, seed: int = 0, attempt: int = 1) -> Job:
+    """A job under a trial."""
+    return Job(architecture=trial.architecture, recipe=RECIPE, seed=seed, attempt=attempt)
+
+
+def tell_next(record: Record, verdict: Outcome, trial_cost: Cost | None = None) -> int:
+    """Asks, and tells that verdict at once; the trial's number."""
+    trial = record.ask(RECIPE)
+    record.save_cost(trial.number, trial_cost or cost(1.1))
+    record.tell(trial.number, verdict)
+    return trial.number
+
+
+def stored_study(folder: Path) -> optuna.Study:
+    """The same study as Optuna alone sees it."""
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
 
 
 @dataclass(frozen=True)
@@ -183,12 +213,3 @@ class FakePool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def alive(pid: int) -> bool:
-    """Whether that process is still there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -1,0 +1,143 @@
+"""Law 8: an export builds in a process that knows only Ultralytics and `import nas_attn`, and is the trained candidate, bit for bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nas_attn import detector, pick
+from nas_attn.errors import InputError, StudyError
+from nas_attn.export import Exported, best_job, export, keep_weights
+from nas_attn.outcome import Snapshot, Trial
+from nas_attn.plan import load_setup
+from nas_attn.record import load_study
+
+FRESH = """
+import sys
+import nas_attn
+import torch
+from ultralytics import YOLO
+model = YOLO(sys.argv[1]).model
+model.load_state_dict(torch.load(sys.argv[2], weights_only=True))
+image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+with torch.inference_mode():
+    torch.save(model.eval()(image)[0], sys.argv[3])
+print(sum(p.numel() for p in model.parameters()))
+"""
+
+
+@pytest.fixture(scope="module")
+def snapshot(tiny_study: Path) -> Snapshot:
+    return load_study(tiny_study)
+
+
+@pytest.fixture(scope="module")
+def candidate(snapshot: Snapshot) -> Trial:
+    return next(t for t in snapshot.trials if t.architecture.placements and t.values)
+
+
+@pytest.fixture(scope="module")
+def exported(snapshot: Snapshot, candidate: Trial, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(snapshot, load_setup(snapshot.folder), candidate, tmp_path_factory.mktemp("export"), reason="Because of a test.")
+
+
+def test_an_export_is_the_trained_candidate_in_a_fresh_process(
+    snapshot: Snapshot, candidate: Trial, exported: Exported, tmp_path: Path
+) -> None:
+    assert exported.weights is not None
+    command = [sys.executable, "-c", FRESH, str(exported.yaml_file), str(exported.weights), str(tmp_path / "out.pt")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    setup = load_setup(snapshot.folder)
+    edit = detector.insert_architecture(setup.yaml_graph(), candidate.architecture)
+    model = detector.build(edit.graph, setup.scale, len(setup.names))
+    job, _ = best_job(candidate)
+    model.load_state_dict(torch.load(job.folder(snapshot.folder) / "weights.pt", weights_only=True))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.eval()(image)[0]
+    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
+    assert int(run.stdout.split()[-1]) == sum(p.numel() for p in model.parameters())
+
+
+def test_its_files_say_what_it_is(candidate: Trial, exported: Exported) -> None:
+    assert {f.name for f in exported.folder.iterdir()} == {exported.yaml_file.name, "weights.pt", "card.md", "train.py"}
+    assert exported.yaml_file.name == f"yolo11n-{candidate.architecture.digest()}.yaml"
+    text = exported.yaml_file.read_text()
+    config = yaml.safe_load(text)
+    assert (config["nc"], list(config["scales"])) == (4, ["n"])
+    assert f"trial {candidate.number}" in text.splitlines()[1]
+    names = [row[2] for row in config["backbone"] + config["head"]]
+    assert sum(name.startswith("nas_attn.") for name in names) == len(candidate.architecture.placements)
+    card = (exported.folder / "card.md").read_text()
+    for expected in ("Because of a test.", candidate.architecture.digest(), "search_val", "95 % interval", "torch", "nas-attn search"):
+        assert expected in card
+    assert f"{pick.metric(candidate, 'map50_95'):.4f}" in card
+
+
+def test_another_scale_builds_without_weights_and_says_so(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:
+    result = export(snapshot, load_setup(snapshot.folder), candidate, tmp_path, scale="s")
+    assert result.weights is None
+    assert result.yaml_file.name == f"yolo11s-{candidate.architecture.digest()}.yaml"
+    assert "scale differs" in (tmp_path / "card.md").read_text()
+    graph, scale = detector.load_base(str(result.yaml_file))
+    assert scale == "s"
+    assert sum(p.numel() for p in detector.build(graph, scale).parameters()) > 9e6
+
+
+def test_a_fraction_follows_the_channels_of_another_scale(snapshot: Snapshot, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from nas_attn.architecture import Architecture, Placement
+    from nas_attn.records import record
+
+    measured = next(t for t in snapshot.trials if t.values)
+    wanted = Architecture("yolo11n.yaml", (Placement(4, "DoubleAttention", record("DoubleAttention").complete({"c_m": 0.25})),))
+    result = export(snapshot, load_setup(snapshot.folder), replace(measured, architecture=wanted), tmp_path, scale="s")
+    model = detector.build(*detector.load_base(str(result.yaml_file)))
+    assert [p.shape[0] for n, p in detector.layers(model)[5].named_parameters() if n == "gather.weight" or n.endswith("gate_bias")]
+    assert detector.layers(model)[5].gate_bias.numel() == 256
+
+
+@pytest.mark.parametrize(("scale", "message"), [("q", "must be one of"), ("", "must be one of")])
+def test_a_scale_that_the_base_lacks_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path, scale: str, message: str) -> None:
+    if scale:
+        with pytest.raises(InputError, match=message):
+            export(snapshot, load_setup(snapshot.folder), candidate, tmp_path, scale=scale)
+    else:
+        result = export(snapshot, load_setup(snapshot.folder), candidate, tmp_path, scale=None)
+        assert result.weights is not None
+
+
+def test_a_folder_with_another_yaml_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("nc: 1\n")
+    with pytest.raises(InputError, match="exactly one YAML"):
+        export(snapshot, load_setup(snapshot.folder), candidate, tmp_path)
+
+
+def test_a_trial_without_a_score_or_without_weights_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(StudyError, match="Only a measured trial"):
+        export(snapshot, load_setup(snapshot.folder), replace(candidate, results=(), kind="failure"), tmp_path)
+    moved = replace(snapshot, folder=tmp_path)
+    with pytest.raises(StudyError, match="Weights are kept for the front"):
+        export(moved, load_setup(snapshot.folder), candidate, tmp_path)
+
+
+def test_weights_of_the_front_and_the_best_stay_and_the_rest_goes(snapshot: Snapshot, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    here = replace(snapshot, folder=tmp_path)
+    front = {t.architecture.digest() for t in pick.front_trials(snapshot)}
+    for name in [t.architecture.digest() for t in snapshot.trials] + ["0" * 16]:
+        target = tmp_path / "trials" / name / "job" / "1" / "weights.pt"
+        target.parent.mkdir(parents=True)
+        target.write_bytes(b"")
+    assert keep_weights(here, best=1) >= 1
+    left = {f.parents[2].name for f in tmp_path.glob("trials/*/*/*/weights.pt")}
+    assert front <= left
+    assert "0" * 16 not in left

@@ -1,0 +1,109 @@
+"""What driver and workers say to each other."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from study_targets import BASE, RECIPE, cost, job_of, measured, space
+
+from nas_attn.architecture import Architecture
+from nas_attn.errors import NasAttnError
+from nas_attn.outcome import Failure, Rejected, Stopped, Trial, outcome_to_dict
+from nas_attn.protocol import (
+    job_key,
+    lost_failure,
+    mean_outcome,
+    read_costs,
+    read_fit,
+    read_outcome,
+    recipe_of,
+    study_settings,
+    words,
+    worn_out,
+)
+from nas_attn.spec import SpaceSpec
+
+FIT = {"fingerprint": "b" * 12, "data": "d" * 12, "code": "versions"}
+
+
+def _spec(**proxy):
+    return SpaceSpec.from_dict({"base": BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "proxy": proxy})
+
+
+def test_a_recipe_holds_the_whole_proxy_and_what_the_fit_stands_for():
+    assert recipe_of(_spec(), {}, FIT) == RECIPE
+    assert recipe_of(_spec(mosaic=0.5, degrees=1.0), {}, FIT) == replace(RECIPE, args=(("degrees", 1.0), ("mosaic", 0.5)))
+    assert recipe_of(_spec(epochs=2, lr0=0.01), {"score_on": "val"}, FIT) == replace(RECIPE, epochs=2, lr0=0.01, score_on="val")
+
+
+def test_settings_do_not_depend_on_where_the_study_lies():
+    def settings(folder, **changes):
+        setup = {"folder": str(folder), "train_list": f"{folder}/lists/train.txt", "names": ("a", "b"), "weights": "/w.pt", **changes}
+        return json.loads(json.dumps(study_settings(folder, _spec(), space(), setup, "tpe")))
+
+    here = settings(Path("/some/where"))
+    assert here == settings(Path("/else"))
+    assert here["setup"] == {"train_list": "./lists/train.txt", "names": ["a", "b"], "weights": "/w.pt"}
+    assert set(here["versions"]) == {"nas-attn", "ultralytics", "torch"}
+    assert here != settings(Path("/else"), weights="/other.pt")
+    assert settings(Path("/else"), graph=list(range(300)))["setup"]["graph"].startswith("sha256:")
+
+
+def test_a_job_key_is_one_for_all_attempts_and_differs_between_jobs():
+    trial = Trial(number=1, state="RUNNING", kind=None, architecture=Architecture(BASE))
+    assert job_key(job_of(trial)) == job_key(job_of(trial, attempt=7))
+    assert job_key(job_of(trial)) != job_key(job_of(trial, seed=1))
+
+
+def test_a_fit_must_have_succeeded_and_say_what_it_stands_for():
+    assert read_fit(json.dumps(FIT)) == FIT
+    with pytest.raises(NasAttnError, match="its fit failed: train: no labels"):
+        read_fit(json.dumps({"failure": asdict(Failure(stage="train", error="no labels"))}))
+    with pytest.raises(NasAttnError, match=r"\['code', 'data'\] are missing"):
+        read_fit(json.dumps({"fingerprint": "x"}))
+
+
+def test_costs_are_read_one_by_one_and_unusable_ones_are_failures():
+    good, failure = asdict(cost(1.1)), asdict(Failure(stage="build", error="x"))
+    texts = [{"cost": good}, {"failure": failure}, {"cost": {**good, "gmacs": -1.0}}, {"cost": {**good, "params_m": "x"}}, {}, []]
+    costs = read_costs(json.dumps({"costs": texts}), 6)
+    assert costs[0] == cost(1.1)
+    assert costs[1] == Failure(**failure)
+    assert [c.stage for c in costs[2:]] == ["cost"] * 4
+    for value in ("NaN", "Infinity"):
+        assert isinstance(read_costs(json.dumps({"costs": [{"cost": good}]}).replace("2.6", value), 1)[0], Failure)
+    for text in ("{}", "[]", '{"costs": 3}', json.dumps({"costs": texts[:1]})):
+        assert [type(c) for c in read_costs(text, 2)] == [Failure] * 2
+
+
+REJECTED = json.dumps(outcome_to_dict(Rejected(limit="x", value=2.0, bound=1.0)))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"kind": "measured"}', "not json", json.dumps(outcome_to_dict(Rejected(limit="x", value=2.0, bound=1.0)))]
+)
+def test_what_is_no_outcome_of_a_training_is_a_failure(text):
+    assert read_outcome(text).stage == "score"
+
+
+def test_outcomes_are_read_as_they_are():
+    for outcome in (measured(0.3), Stopped(rung=1, curve=({"epoch": 1.0},)), Failure(stage="train", error="x")):
+        assert read_outcome(json.dumps(outcome_to_dict(outcome))) == outcome
+    assert read_outcome(json.dumps(outcome_to_dict(measured(0.3))).replace("0.3", "1.3")).stage == "score"
+
+
+def test_the_mean_keeps_the_first_seeds_curve():
+    mean = mean_outcome([measured(0.2), measured(0.4)])
+    assert mean.map50_95 == pytest.approx(0.3)
+    assert mean.map50 == pytest.approx(0.48)
+    assert mean.curve == measured(0.2).curve
+
+
+def test_words_and_reasons():
+    assert lost_failure(3, "deadline of 5 s passed").stage == "deadline"
+    assert lost_failure(3, "worker died: x") == Failure(stage="worker", error="lost 3 times; the last: worker died: x")
+    assert words(worn_out(20)) == "worker: 20 attempts began, and none of them ended"
+    assert words(Rejected(limit="latency_ratio", value=1.5, bound=1.3)) == "latency_ratio = 1.5 is over the limit of 1.3"
+    assert words(Stopped(rung=2, curve=())) == "stopped at rung 2"
+    assert words(measured(0.3)) == "mAP50-95 0.3000"
+    assert words(None) == "not ended"

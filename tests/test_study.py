@@ -1,0 +1,595 @@
+"""The search: what it evaluates, tells and refuses, and that a kill at any instant costs nothing (law 6)."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from study_targets import BASE, Fake, FakePool, executions, measured, serve, setup, space, train
+
+from nas_attn import storage, study
+from nas_attn.architecture import Architecture, Placement
+from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError, StudyError
+from nas_attn.outcome import Failure, Measured, Rejected, Stopped, outcome_file_text
+from nas_attn.pool import Done, InlinePool
+from nas_attn.record import Record, load_study
+from nas_attn.spec import SpaceSpec
+
+TARGET = "study_targets:serve"
+MIXED = Fake(fails=10, stops=10, slow=20, bad_build=5)
+
+
+@pytest.fixture(autouse=True)
+def _no_waits_for_the_disk(monkeypatch):
+    monkeypatch.setattr(storage, "PRAGMAS", ("journal_mode=WAL", "synchronous=OFF"))
+
+
+def _spec(**changes):
+    given = {
+        "base": BASE,
+        "sites": ["P3"],
+        "modules": {"LIA": {"f": [8]}},
+        "limits": {"latency_ratio": 1.3},
+        "base_seeds": 2,
+        "controls": False,
+    }
+    return SpaceSpec.from_dict({**given, **changes})
+
+
+def _run(folder, *, trials=6, fake=None, pool=None, spec=None, sampler="random", chosen=None, events=None, **options):
+    folder.mkdir(exist_ok=True)
+    return study.run(
+        folder,
+        spec or _spec(),
+        chosen or space(),
+        setup(folder, fake or Fake()),
+        pool or InlinePool(TARGET),
+        trials=trials,
+        sampler=sampler,
+        on_event=None if events is None else events.append,
+        **options,
+    )
+
+
+def _counted(snapshot):
+    return sum(trial.kind in ("measured", "stopped") for trial in snapshot.trials)
+
+
+def _digests(snapshot):
+    return [trial.architecture.digest() for trial in snapshot.trials]
+
+
+def _require_law_6(folder, trials):
+    """No told trial lost, none RUNNING, none twice, no finished job trained twice, the number that was asked for; the digests."""
+    snapshot = load_study(folder)
+    assert [trial.number for trial in snapshot.trials] == list(range(len(snapshot.trials)))
+    assert not [trial for trial in snapshot.trials if trial.state == "RUNNING"]
+    assert _counted(snapshot) == trials
+    assert len(set(_digests(snapshot))) == len(snapshot.trials)
+    assert not [line for line in executions(folder) if line.startswith("again")]
+    for trial in snapshot.trials:
+        if trial.kind == "measured":
+            wanted = [trial.results[seed][1].map50_95 for seed in range(len(trial.results))]
+            assert trial.values["map50_95"] == pytest.approx(sum(wanted) / len(wanted))
+    return _digests(snapshot)
+
+
+# -- a whole search --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_ends_with_the_base_first_and_the_number_asked_for(tmp_path):
+    snapshot = _run(tmp_path / "a", trials=6)
+    assert _counted(snapshot) == 6 == len(snapshot.trials)
+    base = snapshot.trials[0]
+    assert base.architecture == Architecture(BASE)
+    assert [job.seed for job, _ in base.results] == [0, 1]
+    assert base.values == {
+        "map50_95": pytest.approx(sum(o.map50_95 for _, o in base.results) / 2),
+        "latency_ratio": 1.0,
+    }
+    assert [len(trial.results) for trial in snapshot.trials[1:]] == [1] * 5
+    assert {job.recipe for trial in snapshot.trials for job, _ in trial.results} == {base.results[0][0].recipe}
+    assert snapshot.fit["fingerprint"] == base.results[0][0].recipe.base == "b" * 12
+    _require_law_6(tmp_path / "a", 6)
+
+
+def test_every_kind_of_outcome_is_told_and_only_measured_and_stopped_ones_count(tmp_path):
+    snapshot = _run(tmp_path / "a", trials=25, fake=MIXED)
+    kinds = {kind: [t for t in snapshot.trials if t.kind == kind] for kind in ("measured", "rejected", "stopped", "failure")}
+    assert all(kinds.values())
+    assert {t.state for t in kinds["rejected"] + kinds["stopped"]} == {"PRUNED"}
+    assert {t.state for t in kinds["failure"]} == {"FAIL"}
+    assert _counted(snapshot) == 25 < len(snapshot.trials)
+    rejected = kinds["rejected"][0]
+    assert rejected.verdict == Rejected(limit="latency_ratio", value=1.5, bound=1.3)
+    trained = {line.split()[1].split("/")[0] for line in executions(tmp_path / "a") if line.startswith("start")}
+    assert not trained & {t.architecture.digest() for t in kinds["rejected"]}
+    assert {t.verdict.stage for t in kinds["failure"]} == {"build", "train"}
+    assert isinstance(kinds["stopped"][0].verdict, Stopped)
+
+
+def test_seeds_are_paired_and_their_mean_is_told(tmp_path):
+    snapshot = _run(tmp_path / "a", trials=3, spec=_spec(seeds=2, base_seeds=3))
+    assert [[job.seed for job, _ in t.results] for t in snapshot.trials] == [[0, 1, 2], [0, 1], [0, 1]]
+    scores = [o.map50_95 for _, o in snapshot.trials[1].results]
+    assert scores[0] != scores[1]
+    assert snapshot.trials[1].values["map50_95"] == pytest.approx(sum(scores) / 2) == snapshot.trials[1].verdict.map50_95
+
+
+def test_controls_are_kept_with_the_base_and_never_as_trials(tmp_path):
+    harm = Architecture(BASE, (Placement(4, "Blur"),))
+    controls = [("help", Architecture(BASE), {"epochs": 18}), ("harm", harm, {})]
+    snapshot = _run(tmp_path / "a", trials=3, spec=_spec(controls=True), controls=controls)
+    base = snapshot.trials[0]
+    assert [(label, job.architecture, job.recipe.epochs) for label, job, _ in base.controls] == [
+        ("help", Architecture(BASE), 18),
+        ("harm", harm, 6),
+    ]
+    assert len(base.results) == 2
+    assert base.controls[0][2].map50_95 > base.results[0][1].map50_95
+    assert len(snapshot.trials) == 3
+    assert not _run(tmp_path / "b", trials=2, controls=controls).trials[0].controls
+
+
+def test_a_failing_control_does_not_end_the_search(tmp_path):
+    harm = Architecture(BASE, (Placement(4, "Blur"),))
+    fake = Fake(fails=100)
+    pool = FakePool(slots=1)
+    with pytest.raises(NasAttnError, match="Most trials must succeed"):
+        _run(tmp_path / "a", trials=3, fake=fake, spec=_spec(controls=True), controls=[("harm", harm, {})], pool=pool)
+    base = load_study(tmp_path / "a").trials[0]
+    assert base.kind == "measured"
+    assert isinstance(base.controls[0][2], Failure)
+
+
+def test_a_control_that_equals_a_job_of_the_base_counts_as_both(tmp_path):
+    snapshot = _run(tmp_path / "a", trials=2, spec=_spec(controls=True), controls=[("same", Architecture(BASE), {})])
+    assert len(snapshot.trials[0].results) == 2
+    assert len(snapshot.trials[0].controls) == 1
+    assert _counted(snapshot) == 2
+
+
+def test_further_objectives_are_told(tmp_path):
+    objectives = {"map50_95": "maximize", "latency_ratio": "minimize", "params_m": "minimize"}
+    snapshot = _run(tmp_path / "a", trials=2, spec=_spec(objectives=objectives))
+    assert list(snapshot.trials[1].values) == list(snapshot.objectives) == list(objectives)
+    assert snapshot.trials[1].values["params_m"] == 2.6
+
+
+def test_an_exhausted_space_ends_the_search(tmp_path):
+    events = []
+    small = space(sites=2, sizes=1, most=1)
+    snapshot = _run(tmp_path / "a", trials=50, chosen=small, events=events)
+    assert len(snapshot.trials) == small.size == 5
+    assert events[-1].kind == "exhausted"
+    assert _run(tmp_path / "a", trials=50, chosen=small) == snapshot
+
+
+def test_events_tell_the_whole_story_in_order(tmp_path):
+    events = []
+    _run(tmp_path / "a", trials=2, events=events)
+    base = ["measured", "train", "trained", "train", "trained", "told"]
+    assert [event.kind for event in events] == ["fit", "fitted", "asked", *base, "asked", "measured", "train", "trained", "told"]
+    assert [event.done for event in events if event.kind == "told"] == [1, 2]
+    assert {event.total for event in events} == {2}
+    assert events[-1].trial.kind == "measured"
+
+
+# -- workers ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_slots_are_kept_busy_and_evaluate_the_same_set_in_any_order(tmp_path, seed):
+    alone = _digests(_run(tmp_path / "one", trials=12, fake=MIXED))
+    pool = FakePool(slots=4, seed=seed)
+    _run(tmp_path / "four", trials=12, fake=MIXED, pool=pool)
+    assert _require_law_6(tmp_path / "four", 12) == alone
+    assert pool.largest == 4
+    assert all(task.exclusive == (task.kind == "measure") for task in pool.seen)
+    assert {task.deadline_s for task in pool.seen if task.kind != "fit"} == {study.DEADLINE_S}
+
+
+@pytest.mark.parametrize("kind", ["measure", "train", "fit"])
+def test_a_lost_worker_costs_an_attempt(tmp_path, kind):
+    events = []
+    snapshot = _run(tmp_path / "a", trials=4, pool=FakePool(slots=2, lose={kind: 2}), events=events)
+    assert _require_law_6(tmp_path / "a", 4)
+    assert {t.kind for t in snapshot.trials} == {"measured"}
+    assert [event for event in events if event.kind == "lost"]
+    if kind == "train":
+        assert {job.attempt for t in snapshot.trials for job, _ in t.results} == {3}
+
+
+def test_a_job_that_is_lost_three_times_fails_its_trial_and_the_search_goes_on(tmp_path, monkeypatch):
+    poison = _digests(_run(tmp_path / "look", trials=3))[1]
+    pool = FakePool(slots=2)
+    whole = pool.wait
+
+    def wait(timeout_s):
+        dead = [task for task in pool.queue if task.kind == "train" and poison in task.key]
+        if dead:
+            pool.queue.remove(dead[0])
+            return [Done(dead[0].key, None, "worker died: SIGKILL")]
+        return whole(timeout_s)
+
+    monkeypatch.setattr(pool, "wait", wait)
+    snapshot = _run(tmp_path / "a", trials=5, pool=pool)
+    failed = next(t for t in snapshot.trials if t.architecture.digest() == poison)
+    assert failed.verdict == Failure(stage="worker", error="lost 3 times; the last: worker died: SIGKILL")
+    assert len([task for task in pool.seen if poison in task.key]) == 3
+    assert _counted(snapshot) == 5
+
+
+def test_one_bad_candidate_costs_the_others_of_its_measurement_nothing(tmp_path, monkeypatch):
+    poison = _digests(_run(tmp_path / "look", trials=4))[2]
+    pool = FakePool(slots=3)
+    whole = pool.wait
+
+    def wait(timeout_s):
+        def kills(task):
+            return task.kind == "measure" and any(
+                Architecture.from_dict(a).digest() == poison for a in json.loads(task.payload)["architectures"]
+            )
+
+        dead = [task for task in pool.queue if kills(task)]
+        if dead:
+            pool.queue.remove(dead[0])
+            return [Done(dead[0].key, None, "deadline of 3600 s passed")]
+        return whole(timeout_s)
+
+    monkeypatch.setattr(pool, "wait", wait)
+    snapshot = _run(tmp_path / "a", trials=4, pool=pool)
+    failed = [t for t in snapshot.trials if t.kind == "failure"]
+    assert [t.architecture.digest() for t in failed] == [poison]
+    assert failed[0].verdict.stage == "deadline"
+    assert _counted(snapshot) == 4
+
+
+def test_a_lost_worker_that_had_left_its_outcome_is_not_run_again(tmp_path):
+    snapshot = _run(tmp_path / "a", trials=4, pool=FakePool(slots=2, lose={"train": 1}, leave_file=True))
+    _require_law_6(tmp_path / "a", 4)
+    assert {job.attempt for t in snapshot.trials for job, _ in t.results} == {1}
+
+
+def test_duplicate_and_late_answers_change_nothing(tmp_path):
+    events = []
+    _run(tmp_path / "a", trials=6, pool=FakePool(slots=3, repeat=True), events=events)
+    _require_law_6(tmp_path / "a", 6)
+    assert [event for event in events if event.kind == "late"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", '{"kind": "rejected", "limit": "x", "value": 1.0, "bound": 0.5}', '{"kind": "measured", "map50_95": NaN}'],
+)
+def test_an_answer_that_is_no_outcome_is_a_failure(tmp_path, monkeypatch, text):
+    pool = FakePool(slots=1)
+    whole = pool.wait
+
+    def wait(timeout_s):
+        done = whole(timeout_s)
+        spoilt = len(load_study(tmp_path / "a").trials) == 2 and done[0].key.startswith("train")
+        return [replace(done[0], result=text)] if spoilt else done
+
+    monkeypatch.setattr(pool, "wait", wait)
+    snapshot = _run(tmp_path / "a", trials=3, pool=pool)
+    assert [t.kind for t in snapshot.trials] == ["measured", "failure", "measured", "measured"]
+    assert snapshot.trials[1].verdict.stage == "score"
+
+
+def test_a_cost_that_is_no_number_is_a_failure(tmp_path, monkeypatch):
+    pool = FakePool(slots=1)
+    whole = pool.wait
+
+    def wait(timeout_s):
+        done = whole(timeout_s)
+        spoilt = len(load_study(tmp_path / "a").trials) in (2, 3) and done[0].key.startswith("measure")
+        text = done[0].result.replace('"params_m": 2.6', '"params_m": NaN') if done[0].key.startswith("measure/1") else '{"costs": []}'
+        return [replace(done[0], result=text)] if spoilt else done
+
+    monkeypatch.setattr(pool, "wait", wait)
+    snapshot = _run(tmp_path / "a", trials=2, pool=pool)
+    assert [t.kind for t in snapshot.trials] == ["measured", "failure", "failure", "measured"]
+
+
+def test_a_pool_that_forgets_a_task_is_an_error(tmp_path, monkeypatch):
+    pool = FakePool()
+    monkeypatch.setattr(pool, "wait", lambda _: [])
+    with pytest.raises(PoolError, match="must answer for every task"):
+        _run(tmp_path / "a", pool=pool)
+
+
+# -- what ends a search ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_that_fails_ends_it(tmp_path):
+    with pytest.raises(NasAttnError, match="its fit failed: train: no labels"):
+        _run(tmp_path / "a", fake=Fake(fit_fails=True))
+    with pytest.raises(NasAttnError, match="3 attempts were lost; the last: worker died"):
+        _run(tmp_path / "b", pool=FakePool(lose={"fit": 3}))
+
+
+def test_a_base_that_fails_ends_it_with_the_reason(tmp_path):
+    with pytest.raises(NasAttnError, match="The base must be measured before any candidate, but: worker: lost 3 times"):
+        _run(tmp_path / "a", pool=FakePool(lose={"train": 3}))
+    (base,) = load_study(tmp_path / "a").trials
+    assert base.state == "FAIL"
+    with pytest.raises(NasAttnError, match="lost 3 times"):
+        _run(tmp_path / "a")
+
+
+def test_a_base_over_its_own_limit_ends_it(tmp_path):
+    with pytest.raises(NasAttnError, match=r"params_m = 2.6 is over the limit of 2"):
+        _run(tmp_path / "a", spec=_spec(limits={"params_m": 2.0}))
+
+
+def test_too_many_failures_end_it_with_the_last_one(tmp_path):
+    with pytest.raises(NasAttnError, match=r"but 1\d failed; the last: train: CUDA out of memory"):
+        _run(tmp_path / "a", trials=5, fake=Fake(fails=100), pool=FakePool(slots=3))
+    assert "RUNNING" not in {t.state for t in load_study(tmp_path / "a").trials}
+
+
+def test_limits_that_nothing_keeps_end_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "MAX_REJECTIONS", 15)
+    with pytest.raises(NasAttnError, match=r"15 in a row did not; the last: latency_ratio = 1\.5 is over the limit of 1\.3"):
+        _run(tmp_path / "a", trials=5, fake=Fake(slow=100))
+    assert len(load_study(tmp_path / "a").trials) == 16
+
+
+def test_bad_input_is_refused_before_there_is_a_study(tmp_path):
+    with pytest.raises(InputError, match="trials >= 1"):
+        _run(tmp_path / "a", trials=0)
+    with pytest.raises(InputError, match="Did you mean 'random'"):
+        _run(tmp_path / "b", sampler="randm")
+    assert not [*tmp_path.glob("*/study.db")]
+
+
+# -- going on --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_more_trials_may_be_asked_for_later_and_nothing_else_may_change(tmp_path):
+    few = _digests(_run(tmp_path / "a", trials=3))
+    more = _digests(_run(tmp_path / "a", trials=7))
+    assert more[:3] == few
+    assert more == _digests(_run(tmp_path / "b", trials=7))
+    assert executions(tmp_path / "a").count("fit") == 1
+    with pytest.raises(StudyError, match=r"settings\.spec\.proxy\.epochs: 6 \(study\), 7 \(now\)"):
+        _run(tmp_path / "a", spec=_spec(proxy={"epochs": 7}))
+    with pytest.raises(StudyError, match=r"settings\.sampler: random \(study\), tpe \(now\)"):
+        _run(tmp_path / "a", sampler="tpe")
+    with pytest.raises(StudyError, match=r"settings\.space: "):
+        _run(tmp_path / "a", chosen=space(sites=5))
+    with pytest.raises(StudyError, match=r"settings\.setup\.fake\.fails: 0 \(study\), 1 \(now\)"):
+        _run(tmp_path / "a", fake=Fake(fails=1))
+    assert _digests(_run(tmp_path / "a", trials=7)) == more
+
+
+def test_a_moved_study_goes_on(tmp_path):
+    _run(tmp_path / "a", trials=3)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert _counted(_run(tmp_path / "b", trials=5)) == 5
+
+
+def test_a_long_setting_is_kept_by_its_digest(tmp_path):
+    big = {"graph": {"backbone": [[-1, 1, "Conv", [64, 3, 2]]] * 100}}
+    for expected in (None, "sha256:"):
+        options = setup(tmp_path, **big)
+        if expected is None:
+            study.run(tmp_path, _spec(), space(), options, InlinePool(TARGET), trials=1)
+            assert load_study(tmp_path).settings["setup"]["graph"].startswith("sha256:")
+        else:
+            options["graph"]["backbone"].append([-1, 1, "Conv", [8, 3, 2]])
+            with pytest.raises(StudyError, match=r"settings\.setup\.graph: sha256:\w+ \(study\), sha256:\w+ \(now\)"):
+                study.run(tmp_path, _spec(), space(), options, InlinePool(TARGET), trials=1)
+
+
+def test_a_fit_of_a_study_that_is_gone_is_not_taken_over(tmp_path):
+    stale = tmp_path / "a" / "base" / "fit.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    _run(tmp_path / "a", trials=1)
+    assert not stale.exists()
+    stale.write_text("{}")
+    _run(tmp_path / "a", trials=2)
+    assert stale.exists()
+
+
+def test_outcome_files_are_adopted_and_torn_ones_run_again(tmp_path):
+    whole = _run(tmp_path / "whole", trials=4)
+    folder, pool = tmp_path / "a", FakePool(slots=1)
+    before = pool.wait
+
+    def wait(timeout_s):
+        if len(load_study(folder).trials) == 3 and any(task.kind == "train" for task in pool.queue):
+            raise KeyboardInterrupt
+        return before(timeout_s)
+
+    pool.wait = wait
+    with pytest.raises(Interrupted, match="Stopped with 2 of 4 trials"):
+        _run(folder, trials=4, pool=pool)
+    running = load_study(folder).trials[2]
+    assert running.state == "RUNNING"
+    job = replace(whole.trials[2].results[0][0], attempt=1)
+    file = job.folder(folder) / "outcome.json"
+    file.parent.mkdir(parents=True)
+    events = []
+    file.write_text(outcome_file_text(job, measured(0.77))[:-9])
+    other = replace(job, attempt=7).folder(folder) / "outcome.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(outcome_file_text(job, measured(0.66)))
+    snapshot = _run(folder, trials=4, events=events)
+    assert snapshot.trials[2].values["map50_95"] == 0.66
+    assert [e.message.split(":")[0][-len("1/outcome.json") :] for e in events if e.kind == "unusable"] == ["1/outcome.json"]
+    assert [e.trial.number for e in events if e.kind == "adopted"] == [2]
+    assert _digests(snapshot) == _digests(whole)
+
+
+def test_a_kill_of_the_driver_is_not_a_loss_of_the_worker_but_not_for_ever(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+
+    class Dying(FakePool):
+        def wait(self, timeout_s):
+            if any(task.kind == "train" and task.key.startswith("train/1/") for task in self.queue):
+                raise KeyboardInterrupt
+            return super().wait(timeout_s)
+
+    for _ in range(5):
+        with pytest.raises(Interrupted):
+            _run(folder, trials=3, pool=Dying(slots=1))
+    snapshot = _run(folder, trials=3)
+    assert snapshot.trials[1].kind == "measured"
+    assert snapshot.trials[1].results[0][0].attempt == 6
+    monkeypatch.setattr(study, "MAX_ATTEMPTS", 4)
+    for _ in range(4):
+        with pytest.raises(Interrupted):
+            _run(tmp_path / "b", trials=3, pool=Dying(slots=1))
+    snapshot = _run(tmp_path / "b", trials=3)
+    assert snapshot.trials[1].verdict == Failure(stage="worker", error="4 attempts began, and none of them ended")
+    assert _counted(snapshot) == 3
+
+
+# -- law 6 -----------------------------------------------------------------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    """As abrupt as an exception can be: nothing in the package catches it."""
+
+
+POINTS = ["add", "count", "save_cost", "save_result", "tell", "save_fit"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_driver_killed_at_every_named_point_evaluates_the_very_same(tmp_path, monkeypatch, when, sampler):
+    trials, fake = 14, MIXED
+    wanted = _digests(_run(tmp_path / "whole", trials=trials, fake=fake, sampler=sampler))
+    rng, kills = random.Random(f"{when}{sampler}"), 0
+    fuse = [0]
+
+    def arm(name):
+        original = getattr(Record, name)
+
+        def method(self, *args):
+            nonlocal kills
+            fuse[0] -= 1
+            if fuse[0] == 0 and when == "before":
+                kills += 1
+                raise _Killed
+            result = original(self, *args)
+            if fuse[0] == 0:
+                kills += 1
+                raise _Killed
+            return result
+
+        monkeypatch.setattr(Record, name, method)
+
+    for name in [*POINTS, "ask"]:
+        arm(name)
+    while True:
+        fuse[0] = rng.randint(1, 9)
+        try:
+            _run(tmp_path / "killed", trials=trials, fake=fake, sampler=sampler)
+        except _Killed:
+            continue
+        break
+    assert kills > 10
+    assert _require_law_6(tmp_path / "killed", trials) == wanted
+
+
+def _drive(folder, trials, slots):
+    # In a child: as a user's command, with nothing in the way of the signal.
+    pool = InlinePool(TARGET) if slots == 1 else FakePool(slots=slots, seed=os.getpid())
+    _run(folder, trials=trials, fake=replace(MIXED, seconds=0.01), pool=pool)
+
+
+def _kill_until_done(folder, trials, slots, rng, longest_s):
+    kills = 0
+    while True:
+        process = get_context("fork").Process(target=_drive, args=(folder, trials, slots), daemon=True)
+        process.start()
+        process.join(rng.uniform(0.02, longest_s) if kills < 60 else None)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+            continue
+        assert process.exitcode == 0
+        return kills
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_study_killed_at_random_moments_loses_nothing(tmp_path, slots):
+    wanted = _digests(_run(tmp_path / "whole", trials=12, fake=replace(MIXED, seconds=0.01)))
+    folder = tmp_path / "killed"
+    kills = _kill_until_done(folder, 12, slots, random.Random(slots), longest_s=0.3)
+    assert kills > 1
+    assert _require_law_6(folder, 12) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_a_study_killed_at_random_moments_many_times_loses_nothing(tmp_path, seed):
+    wanted = _digests(_run(tmp_path / "whole", trials=30, fake=replace(MIXED, seconds=0.01)))
+    folder = tmp_path / "killed"
+    assert _kill_until_done(folder, 30, 1 + seed % 4, random.Random(seed), longest_s=1.2) > 5
+    assert _require_law_6(folder, 30) == wanted
+
+
+@pytest.mark.slow
+def test_a_fresh_process_killed_and_started_again_goes_on(tmp_path):
+    code = (
+        "import sys, pathlib; sys.path[:0] = [{tests!r}]\nfrom test_study import _drive\n_drive(pathlib.Path({folder!r}), 20, 1)\n"
+    ).format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
+    rng, returncode = random.Random(0), None
+    for _ in range(40):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        try:
+            returncode = process.wait(rng.uniform(1.0, 6.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            continue
+        break
+    assert returncode == 0
+    wanted = _digests(_run(tmp_path / "whole", trials=20, fake=replace(MIXED, seconds=0.01)))
+    assert _require_law_6(tmp_path / "killed", 20) == wanted
+
+
+def test_the_checks_of_law_6_can_fail(tmp_path):
+    snapshot = _run(tmp_path / "a", trials=3)
+    with pytest.raises(AssertionError):
+        _require_law_6(tmp_path / "a", 4)
+    job, outcome = snapshot.trials[1].results[0]
+    assert isinstance(outcome, Measured)
+    train(tmp_path / "a", replace(job, attempt=2), Fake())
+    with pytest.raises(AssertionError):
+        _require_law_6(tmp_path / "a", 3)
+
+
+def test_interrupts_leave_a_study_that_goes_on(tmp_path):
+    folder, calls = tmp_path / "a", []
+
+    class Interrupting(InlinePool):
+        def wait(self, timeout_s):
+            calls.append(time.monotonic())
+            if len(calls) == 6:
+                raise KeyboardInterrupt
+            return super().wait(timeout_s)
+
+    with pytest.raises(Interrupted, match="the same command goes on") as caught:
+        _run(folder, trials=5, pool=Interrupting(TARGET))
+    assert caught.value.exit_code == 130
+    assert _digests(_run(folder, trials=5)) == _digests(_run(tmp_path / "b", trials=5))
+    _require_law_6(folder, 5)
+
+
+def test_the_fake_evaluator_is_pure(tmp_path):
+    payload = json.dumps({"setup": setup(tmp_path, MIXED), "architectures": [a.to_dict() for a in space().enumerate()]})
+    assert serve("measure", payload) == serve("measure", payload)
