@@ -28,10 +28,10 @@ from torch.utils._pytree import tree_leaves
 from nas_attn.errors import NasAttnError
 
 with warnings.catch_warnings():
-    # fvcore compiles its focal losses when it is imported, with what torch has deprecated since; nothing here uses them.
-    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning, r"torch\.jit\._script")
-    # Releases of torch that deprecate without naming a successor use the other class.
-    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning, r"torch\.jit\._script")
+    # fvcore compiles its focal losses when it is imported, with what torch has deprecated since; nothing here uses them. The words depend
+    # on the version of Python, the class on that of torch (2.12: DeprecationWarning, 2.15: FutureWarning).
+    for _class in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is (deprecated|not supported)", _class, r"torch\.jit\._script")
     from fvcore.nn import FlopCountAnalysis
 
 _MIB = 2**20

@@ -98,7 +98,7 @@ class Storage:
 
     def set_attribute(self, number: int, name: str, value: Any) -> None:
         """One attribute of a RUNNING trial."""
-        persist(lambda: open_trial(self.study, self.storage, number).set_user_attr(name, value))
+        persist(lambda: self.storage.set_trial_user_attr(trial_id(self.study, self.storage, number), name, value))
 
     def add(self, number: int, template: FrozenTrial) -> None:
         """A trial in one transaction, once, even if the first try's answer was lost."""
@@ -254,10 +254,14 @@ def persist(action: Callable[[], T]) -> T:
         ) from error
 
 
+def trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int:
+    """What a storage calls a trial."""
+    return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study.study_name), number)
+
+
 def open_trial(study: optuna.Study, storage: BaseStorage, number: int) -> optuna.trial.Trial:
     """A handle on a stored RUNNING trial. `Trial` is not meant to be made by users of Optuna: this is the one place that does."""
-    study_id = storage.get_study_id_from_name(study.study_name)
-    return optuna.trial.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
+    return optuna.trial.Trial(study, trial_id(study, storage, number))
 
 
 def set_constraints(study: optuna.Study, storage: BaseStorage, number: int, constraints: Mapping[str, float]) -> None:

@@ -191,9 +191,7 @@ class _Driver:
     def _wait(self) -> list[Done]:
         done = self.pool.wait(None)
         if not done:
-            raise PoolError(
-                f"A pool must answer for every task, but it forgot {sorted(self.flying) or 'the fit'}; run the same command again."
-            )
+            raise PoolError(f"A pool must answer for every task, but it forgot {sorted(self.flying)}; run the same command again.")
         return done
 
     def _adopt(self) -> None:
@@ -234,17 +232,16 @@ class _Driver:
             self._measure(numbers)
 
     def _measure(self, numbers: Sequence[int]) -> None:
-        attempts = [self.record.count(number, "attempts", "measure") for number in numbers]
-        worn = [number for number, attempt in zip(numbers, attempts, strict=True) if attempt > MAX_ATTEMPTS]
-        for number in worn:
+        attempts = {number: self.record.count(number, "attempts", "measure") for number in numbers}
+        for number in [number for number in numbers if attempts[number] > MAX_ATTEMPTS]:
             self._tell(number, worn_out(MAX_ATTEMPTS))
-        numbers = [number for number in numbers if number not in worn]
-        if not numbers:
+            del attempts[number]
+        if not attempts:
             return
-        architectures = [self.record.trials[number].architecture.to_dict() for number in numbers]
-        key = f"measure/{'-'.join(map(str, numbers))}/{max(attempts)}"
+        architectures = [self.record.trials[number].architecture.to_dict() for number in attempts]
+        key = f"measure/{'-'.join(map(str, attempts))}/{max(attempts.values())}"
         payload = json.dumps({"setup": self.setup, "architectures": architectures})
-        self._submit(Task(key=key, kind="measure", payload=payload, exclusive=True, deadline_s=self.deadline_s), _Flight(tuple(numbers)))
+        self._submit(Task(key=key, kind="measure", payload=payload, exclusive=True, deadline_s=self.deadline_s), _Flight(tuple(attempts)))
 
     def _train(self, number: int, job: Job) -> None:
         job = replace(job, attempt=self.record.count(number, "attempts", job_key(job)))
@@ -337,12 +334,12 @@ class _Driver:
     def _lost(self, number: int, job: Job, reason: str) -> None:
         losses = self.record.count(number, "losses", job_key(job))
         self.emit("lost", f"trial {number}: attempt {job.attempt} lost: {reason}", number)
-        if self._adopt_file(number, job):
-            self._settle(number)
-        elif losses >= MAX_LOSSES:
-            self._finish_job(number, job, lost_failure(MAX_LOSSES, reason))
-        else:
+        adopted = self._adopt_file(number, job)
+        if not adopted and losses >= MAX_LOSSES:
+            self._keep(number, job, lost_failure(MAX_LOSSES, reason))
+        elif not adopted:
             self.ready.appendleft((number, job))
+        self._settle(number)
 
     def _finish_job(self, number: int, job: Job, outcome: Outcome) -> None:
         self._keep(number, job, outcome)

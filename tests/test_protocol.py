@@ -80,8 +80,10 @@ def test_costs_are_read_one_by_one_and_unusable_ones_are_failures():
 REJECTED = json.dumps(outcome_to_dict(Rejected(limit="x", value=2.0, bound=1.0)))
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"kind": "measured"}', "not json", json.dumps(outcome_to_dict(Rejected(limit="x", value=2.0, bound=1.0)))]
-)
+REJECTED = json.dumps(outcome_to_dict(Rejected(limit="x", value=2.0, bound=1.0)))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"kind": "measured"}', "not json", REJECTED])
 def test_what_is_no_outcome_of_a_training_is_a_failure(text):
     assert read_outcome(text).stage == "score"
 

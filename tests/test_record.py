@@ -92,7 +92,7 @@ def test_no_architecture_has_two_trials_until_the_space_is_exhausted(tmp_path):
     assert len(digests) == len(set(digests)) == small.size == 9
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_a_record_that_is_reopened_after_every_trial_asks_the_same(tmp_path, sampler):
     def reopened(record, folder):
         record.close()
