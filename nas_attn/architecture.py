@@ -29,7 +29,7 @@ class Placement:
         object.__setattr__(self, "params", tuple(sorted(self.params)))
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name}={value:g}" for name, value in self.params)
+        values = ", ".join(f"{name}={_text(value)}" for name, value in self.params)
         return f"{self.module}({values})@{self.layer}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,6 +40,10 @@ class Placement:
     def from_dict(cls, data: Mapping[str, Any]) -> "Placement":
         """The inverse of `to_dict`."""
         return cls(layer=data["layer"], module=data["module"], params=tuple(data["params"].items()))
+
+
+def _text(value: Param) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -86,7 +86,20 @@ def sigma(snapshot: Snapshot) -> float | None:
 
 
 def gain(snapshot: Snapshot, trial: Trial) -> float | None:
-    """`map50_95` of a trial less the base's; None where either is unknown or their recipes differ (such scores do not compare)."""
+    """What a trial has over the base in `map50_95`: the mean difference over the seeds that both ran, else `gain_to_mean`.
+
+    The same seed gives base and candidate the same images, order and augmentation, so that the luck of a seed cancels; None where scores
+    do not compare.
+    """
+    base, to_mean = base_trial(snapshot), gain_to_mean(snapshot, trial)
+    if base is None or to_mean is None:
+        return to_mean
+    theirs, ours = scores(base), scores(trial)
+    return _paired(theirs, [(seed, ours[seed]) for seed in sorted(theirs.keys() & ours.keys())], to_mean)
+
+
+def gain_to_mean(snapshot: Snapshot, trial: Trial) -> float | None:
+    """`map50_95` of a trial less the mean of the base's seeds; None where either is unknown or their recipes differ."""
     base, reference, value = base_trial(snapshot), base_score(snapshot), metric(trial, "map50_95")
     if base is None or reference is None or value is None:
         return None
@@ -96,14 +109,9 @@ def gain(snapshot: Snapshot, trial: Trial) -> float | None:
     return value - reference
 
 
-def gain_paired(snapshot: Snapshot, trial: Trial) -> float | None:
-    """The mean difference to the base over the seeds that both ran (same data order, same augmentation); None without such seeds."""
-    base = base_trial(snapshot)
-    if base is None or gain(snapshot, trial) is None:
-        return None
-    theirs, ours = scores(base), scores(trial)
-    shared = sorted(theirs.keys() & ours.keys())
-    return statistics.fmean(ours[s] - theirs[s] for s in shared) if shared else None
+def _paired(base: Mapping[int, float], scored: Sequence[tuple[int, float]], otherwise: float) -> float:
+    differences = [score - base[seed] for seed, score in scored if seed in base]
+    return statistics.fmean(differences) if differences else otherwise
 
 
 def in_sigmas(snapshot: Snapshot, difference: float | None) -> float | None:
@@ -123,10 +131,10 @@ def front_trials(snapshot: Snapshot) -> tuple[Trial, ...]:
 def controls(snapshot: Snapshot) -> tuple[Control, ...]:
     """The positive controls of the base's trial, one a label, in the order of the record."""
     base = base_trial(snapshot)
-    groups: dict[str, list[Outcome]] = {}
-    for label, _, outcome in base.controls if base is not None else ():
-        groups.setdefault(label, []).append(outcome)
-    return tuple(_control(snapshot, label, outcomes) for label, outcomes in groups.items())
+    groups: dict[str, list[tuple[Job, Outcome]]] = {}
+    for label, job, outcome in base.controls if base is not None else ():
+        groups.setdefault(label, []).append((job, outcome))
+    return tuple(_control(snapshot, label, done) for label, done in groups.items())
 
 
 def pick(snapshot: Snapshot, rule: str, max_latency_ratio: float | None = None) -> Choice:
@@ -229,10 +237,13 @@ def _strength(sigmas: float) -> str:
     return "beyond two sigma, but the best of many is partly luck: confirm it with more seeds"
 
 
-def _control(snapshot: Snapshot, label: str, outcomes: Sequence[Outcome]) -> Control:
-    found = [o.map50_95 for o in outcomes if isinstance(o, Measured)]
-    score, reference = statistics.fmean(found) if found else None, base_score(snapshot)
-    difference = score - reference if score is not None and reference is not None else None
+def _control(snapshot: Snapshot, label: str, done: Sequence[tuple[Job, Outcome]]) -> Control:
+    outcomes = [outcome for _, outcome in done]
+    found = [(job.seed, outcome.map50_95) for job, outcome in done if isinstance(outcome, Measured)]
+    base, reference = base_trial(snapshot), base_score(snapshot)
+    score = statistics.fmean(value for _, value in found) if found else None
+    known = score is not None and reference is not None and base is not None
+    difference = _paired(scores(base), found, score - reference) if known else None  # type: ignore[arg-type, operator]
     sigmas = in_sigmas(snapshot, difference)
     errors = tuple(f"{o.stage}: {o.error}" for o in outcomes if isinstance(o, Failure))
     return Control(

@@ -25,7 +25,7 @@ from nas_attn.picture import Row, in_plane, picture, plane_front
 
 COLUMNS = (
     "number", "state", "kind", "digest", "architecture", "map50_95", "latency_ratio", "latency_ms", "params_m", "gmacs",
-    "map50", "latency_low", "latency_high", "latency_quality", "gain", "gain_sigmas", "gain_paired", "seeds", "gate_movement",
+    "map50", "latency_low", "latency_high", "latency_quality", "gain", "gain_sigmas", "gain_to_mean", "seeds", "gate_movement",
     "train_seconds", "activation_mib", "error",
 )  # fmt: skip
 MOVED = 1e-3
@@ -72,7 +72,7 @@ def _row(snapshot: Snapshot, trial: Trial) -> Row:
         trial.number, trial.state, trial.kind or "running", trial.architecture.digest(), trial.architecture.to_json(),
         pick.metric(trial, "map50_95"), *(pick.metric(trial, name) for name in ("latency_ratio", "latency_ms", "params_m", "gmacs")),
         _mean(o.map50 for o in done), latency and latency.low, latency and latency.high, latency and latency.quality,
-        gain, pick.in_sigmas(snapshot, gain), pick.gain_paired(snapshot, trial), len(done), _mean(moved.values()),
+        gain, pick.in_sigmas(snapshot, gain), pick.gain_to_mean(snapshot, trial), len(done), _mean(moved.values()),
         _mean(o.train_seconds for o in done), cost and cost.activation_mib, _why(trial),
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))

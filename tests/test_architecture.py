@@ -88,7 +88,7 @@ def test_a_missing_key_is_an_error(missing: str) -> None:
 
 def test_as_words() -> None:
     assert str(Architecture("b.yaml")) == "base"
-    assert str(Architecture("b.yaml", (DOUBLE, LSKA))) == "LSKA(k_size=7, use_proj=0)@4 + DoubleAttention(c_m=0.25, c_n=0.125)@10"
+    assert str(Architecture("b.yaml", (DOUBLE, LSKA))) == "LSKA(k_size=7, use_proj=false)@4 + DoubleAttention(c_m=0.25, c_n=0.125)@10"
 
 
 def test_values_cannot_be_changed() -> None:

@@ -55,11 +55,11 @@ def test_gains_are_against_the_mean_of_the_base():
     assert pick.in_sigmas(snapshot(base([0.3, 0.3])), 0.01) is None
 
 
-def test_paired_gains_use_shared_seeds_only():
+def test_gains_are_paired_over_shared_seeds_so_that_the_luck_of_a_seed_cancels():
     snap = snapshot(base([0.300, 0.310]), trial(1, A, [0.311], 1.1), trial(2, B, [0.311, 0.317], 1.1))
-    assert pick.gain(snap, snap.trials[1]) == pytest.approx(0.006)
-    assert pick.gain_paired(snap, snap.trials[1]) == pytest.approx(0.011)
-    assert pick.gain_paired(snap, snap.trials[2]) == pytest.approx(0.009)
+    assert pick.gain_to_mean(snap, snap.trials[1]) == pytest.approx(0.006)
+    assert pick.gain(snap, snap.trials[1]) == pytest.approx(0.011)
+    assert pick.gain(snap, snap.trials[2]) == pytest.approx(0.009)
 
 
 def test_scores_of_other_recipes_do_not_compare():
@@ -67,7 +67,7 @@ def test_scores_of_other_recipes_do_not_compare():
     recipe = dataclasses.replace(RECIPE, code="another version")
     other = dataclasses.replace(other, results=tuple((dataclasses.replace(job, recipe=recipe), o) for job, o in other.results))
     assert pick.gain(snapshot(base(), other), other) is None
-    assert pick.gain_paired(snapshot(base(), other), other) is None
+    assert pick.gain_to_mean(snapshot(base(), other), other) is None
 
 
 def test_the_front_holds_measured_trials_by_latency():

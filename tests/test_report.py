@@ -124,7 +124,7 @@ def test_the_values_of_a_row():
     assert row["map50"] == pytest.approx(0.312 * 1.6)
     assert (row["latency_ratio"], row["latency_low"], row["latency_high"]) == pytest.approx((1.1, 1.08, 1.12))
     assert (row["latency_ms"], row["params_m"], row["gmacs"]) == pytest.approx((8.8, 2.7, 0.22))
-    assert (row["gain"], row["gain_sigmas"], row["gain_paired"]) == pytest.approx((0.012, 3.0, 0.010))
+    assert (row["gain"], row["gain_sigmas"], row["gain_to_mean"]) == pytest.approx((0.010, 2.5, 0.012))
     assert (row["seeds"], row["gate_movement"], row["latency_quality"], row["train_seconds"]) == (2, 0.03, "ungated", 40.0)
     assert (row["activation_mib"], row["error"]) == (12.5, None)
 

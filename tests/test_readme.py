@@ -1,0 +1,110 @@
+"""The README's commands run as they stand, in their order, on what they name; only lengths are cut.
+
+The walk-through is on real photographs of blood cells and is skipped where they do not lie beside the repository.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nas_attn.record import load_study
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOOD = ROOT.parent / "shared" / "data" / "bccd320"
+SHORTER = {"base_fit: {epochs: 24}": "base_fit: {epochs: 3}", "epochs: 4, imgsz": "epochs: 1, imgsz", "blocks: 20, calibrations: 10": "blocks: 6, calibrations: 3"}
+
+
+def commands(section: str) -> list[list[str]]:
+    """The `nas-attn` lines of the `sh` blocks below a heading, as arguments."""
+    text = re.split(r"^## ", README, flags=re.MULTILINE)
+    body = next(part for part in text if part.startswith(section))
+    blocks = re.findall(r"```sh\n(.*?)```", body, flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("nas-attn ")]
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    program = str(Path(sys.executable).with_name("nas-attn"))
+    done = subprocess.run([program, *arguments[1:]], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def test_the_first_screen_shows_the_two_commands_and_the_picture() -> None:
+    first = "\n".join(README.splitlines()[:45])
+    assert "make demo" in first
+    assert "make test" in first
+    assert "![" in first
+
+
+def test_every_picture_and_file_that_it_names_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_version_and_changelog_agree() -> None:
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert version is not None
+    assert f"## [{version[1]}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_commands_that_need_no_training_run() -> None:
+    for arguments in commands("Look around"):
+        assert run(arguments, ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_does_the_whole_job(tmp_path: Path) -> None:
+    output = run(["nas-attn", "demo"], tmp_path)
+    assert "The export loads" in output
+    assert re.search(r"positive control harm: .*\(separated\)", output)
+    assert re.search(r"positive control help: .*\(separated\)", output)
+    trials = pd.read_csv(tmp_path / "demo/study/trials.csv")
+    measured = trials[trials["kind"] == "measured"]
+    modules = {p["module"] for text in measured["architecture"] for p in json.loads(text)["placements"]}
+    assert len(measured) - 1 >= 12
+    assert len(modules) >= 3
+    assert measured.set_index("number").loc[0, "map50_95"] > 0.15
+    assert (measured["gate_movement"].dropna() > 1e-3).all()
+    assert not list(tmp_path.glob("demo/data/**/*.cache"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(not BLOOD.is_dir(), reason="the blood-cell data set is not beside the repository")
+def test_the_walk_through_on_real_photographs(tmp_path: Path) -> None:
+    shutil.copytree(BLOOD, tmp_path / "bccd320")
+    space = (ROOT / "search_spaces" / "yolo11-cpu.yaml").read_text()
+    for long, short in SHORTER.items():
+        assert long in space
+        space = space.replace(long, short)
+    (tmp_path / "shorter.yaml").write_text(space)
+    steps = commands("A real search")
+    assert [s[1] for s in steps] == ["search", "search", "report", "pick", "export", "train"]
+    for step in steps:
+        cut = [{"yolo11-cpu": "shorter.yaml", "16": "4"}.get(word, word) for word in step]
+        before = {f: f.stat().st_mtime_ns for f in (tmp_path / "bccd320").rglob("*")}
+        output = run(cut, tmp_path)
+        if step[1] != "train":
+            assert {f: f.stat().st_mtime_ns for f in (tmp_path / "bccd320").rglob("*")} == before
+    assert "Trained:" in output
+    trials = load_study(tmp_path / "blood").trials
+    assert [t.state for t in trials].count("COMPLETE") == 4
+    assert not [t for t in trials if t.state == "RUNNING"]
+    assert trials[0].values is not None
+    assert trials[0].cost is not None
+    yaml_file = next((tmp_path / "winner").glob("*.yaml"))
+    code = "import sys, nas_attn; from ultralytics import YOLO; YOLO(sys.argv[1]).train(data=sys.argv[2], epochs=1, imgsz=96, plots=False, project=sys.argv[3])"
+    stock = [sys.executable, "-c", code, str(yaml_file), str(tmp_path / "bccd320/data.yaml"), str(tmp_path / "stock")]
+    done = subprocess.run(stock, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert list((tmp_path / "stock").rglob("best.pt"))
