@@ -185,6 +185,7 @@ def search(
             sampler=sampler,
             storage=storage,
             controls=prepared.controls,
+            command=_typed("search", space, data=data, weights=weights, trials=trials, out=out, sampler=sampler, score_on=score_on),
             on_event=_first(prepared.save, watch),
         )
     keep_weights(snapshot)
@@ -255,6 +256,12 @@ def train(
 
     saved = train_export(folder, str(data), settings or [])
     console.print(f"Trained: {saved}", markup=False)
+
+
+def _typed(name: str, *arguments: str, **options: object) -> str:
+    """The command with which a user gets the same; where the storage is, and with which password, is nobody else's business."""
+    given = [word for key, value in options.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(["nas-attn", name, *arguments, *given])
 
 
 def _first(once: Callable[[], None], always: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -168,7 +168,7 @@ def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weigh
         "weights": f"`{WEIGHTS}`: its trained tensors, a plain state dict."
         if weights
         else "No weights: the scale differs from the searched one.",
-        "command": snapshot.settings.get("command", "nas-attn search"),
+        "command": snapshot.settings.get("command", f"nas-attn search {snapshot.folder / 'space.yaml'}"),
     }
 
 

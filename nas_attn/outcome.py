@@ -208,9 +208,7 @@ def outcome_from_dict(data: Mapping[str, Any]) -> Outcome:
 
 def outcome_file_text(job: Job, outcome: Outcome) -> str:
     """The text of a worker's last act, `outcome.json`: the job that it answers and its outcome."""
-    return json.dumps(
-        {"schema": SCHEMA, "job": job.to_dict(), "outcome": outcome_to_dict(outcome)}, allow_nan=False, sort_keys=True
-    )
+    return json.dumps({"schema": SCHEMA, "job": job.to_dict(), "outcome": outcome_to_dict(outcome)}, allow_nan=False, sort_keys=True)
 
 
 def read_outcome_file(text: str, job: Job) -> Outcome:

@@ -2,7 +2,7 @@
 
 Every write is one storage transaction that may be the last before a kill; what a driver finds at its start is always enough to go on.
 A trial's attributes: `architecture`, `digest`, `recipe`, `cost`, `attempts`, `losses`, `results`, `controls`, `kind`, `verdict`.
-The study's attributes: `settings`, `objectives`, `owner`, `fit`.
+The study's attributes: `settings`, `objectives`, `owner`, `command`, `fit`.
 """
 
 import json
@@ -64,8 +64,10 @@ class Record:
         limits: Mapping[str, float] = MappingProxyType({}),
         storage: str | None = None,
         name: str | None = None,
+        command: str | None = None,
     ) -> "Record":
-        """Begins the study in `folder`, or goes on with it, under a lock that admits one driver. `settings` are plain JSON values.
+        """Begins the study in `folder`, or goes on with it, under a lock that admits one driver. `settings` are plain JSON values;
+        `command` is what a user would type to get the same, kept for reports.
 
         Raises:
             StudyError: another driver runs, other settings, another folder's study, or a storage that cannot be opened.
@@ -74,6 +76,8 @@ class Record:
         mirror = Mirror(objectives, space.genes, sampler)
         stored = Storage.drive(Path(folder), settings, objectives, storage, name)
         try:
+            if command is not None:
+                stored.set_study_attribute("command", command)
             return cls(stored, mirror, space, limits, seed)
         except BaseException:
             stored.close()
@@ -255,7 +259,7 @@ def _snapshot(storage: Storage) -> Snapshot:
         folder=storage.folder,
         name=storage.study.study_name,
         objectives=objectives,
-        settings=attributes["settings"],
+        settings={**attributes["settings"], **{name: attributes[name] for name in ("command",) if name in attributes}},
         fit=attributes.get("fit"),
         trials=tuple(_trial(frozen, objectives) for frozen in storage.study.get_trials(deepcopy=False)),
     )

@@ -69,12 +69,13 @@ def run(
     name: str | None = None,
     controls: Sequence[Control] = (),
     deadline_s: float = DEADLINE_S,
+    command: str | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Snapshot:
     """Searches `space` in `folder` until `trials` trials, the base among them, were measured or stopped, or the space is exhausted.
 
-    `setup` is what workers need besides the job, as plain JSON values; `controls` are trained beside the base if `spec.controls`.
-    A study that is there already goes on. The pool stays open.
+    `setup` is what workers need besides the job, as plain JSON values; `controls` are trained beside the base if `spec.controls`;
+    `command` is kept for reports. A study that is there already goes on. The pool stays open.
 
     Raises:
         InputError: fewer than one trial, or no such sampler.
@@ -95,21 +96,17 @@ def run(
         limits=spec.limits,
         storage=storage,
         name=name,
+        command=command,
     )
     chosen = tuple(controls) if spec.controls else ()
     with record:
-        driver = _Driver(record, spec, setup, pool, trials, chosen, deadline_s, on_event or _unheard)
+        driver = _Driver(record, spec, setup, pool, trials, chosen, deadline_s, on_event or (lambda _: None))
         try:
             driver.fit()
             driver.search()
         except KeyboardInterrupt:
             raise Interrupted(f"Stopped with {driver.counted} of {trials} trials; the same command goes on from there.") from None
         return record.snapshot()
-
-
-def _unheard(event: Event) -> None:
-    """For whoever does not watch."""
-    del event
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +194,7 @@ class _Driver:
     def _adopt(self) -> None:
         running = [trial for trial in self.record.trials.values() if trial.state == "RUNNING"]
         for trial in running:
-            self.emit("adopted", f"trial {trial.number} had not ended", trial.number)
+            self.emit("adopted", f"trial {trial.number} is under way: {trial.architecture}", trial.number)
             if trial.cost is not None:
                 self._admit(trial.number)
         unmeasured = [trial.number for trial in running if trial.cost is None]

@@ -241,8 +241,8 @@ import sys
 import nas_attn
 assert not {"torch", "ray", "optuna", "ultralytics"} & set(sys.modules), "heavy at import"
 from ultralytics.nn.tasks import DetectionModel
-config = {"nc": 2, "scales": {"n": [0.5, 0.25, 1024]}, "backbone": [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "nas_attn.LSKA", ["c2", 7, False]]],
-          "head": [[[1], 1, "Detect", ["nc"]]]}
+backbone = [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "nas_attn.LSKA", ["c2", 7, False]]]
+config = {"nc": 2, "scales": {"n": [0.5, 0.25, 1024]}, "backbone": backbone, "head": [[[1], 1, "Detect", ["nc"]]]}
 model = DetectionModel({**config, "scale": "n"}, verbose=False)
 print(type(model.model[1]).__module__)
 """

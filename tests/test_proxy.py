@@ -2,7 +2,6 @@
 
 import hashlib
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from nas_attn.records import record
 from nas_attn.train import separate_new
 
 BASE = "yolo11n.yaml"
+ALONE = Architecture(BASE)
 CANDIDATE = Architecture(
     BASE,
     (
@@ -53,7 +53,7 @@ def training(lists: tuple[str, str], folder: Path, **changes: object) -> proxy.T
     return proxy.Training(**{**settings, **changes})
 
 
-def model(architecture: Architecture = Architecture(BASE), seed: int = 0) -> nn.Module:
+def model(architecture: Architecture = ALONE, seed: int = 0) -> nn.Module:
     graph, scale = detector.load_base(BASE)
     torch.manual_seed(11)
     state = detector.build(graph, scale, 4).state_dict()
@@ -123,7 +123,7 @@ def test_a_scale_that_keeps_gates_shut_is_refused() -> None:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     tried: list[object] = []
 
     def refuse(*address: object, **_: object) -> None:
@@ -132,7 +132,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    yield tried
+    return tried
 
 
 def test_nothing_is_written_beside_the_data_and_nothing_is_asked_of_the_network(

@@ -19,7 +19,17 @@ from nas_attn.record import load_study
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOOD = ROOT.parent / "shared" / "data" / "bccd320"
-SHORTER = {"base_fit: {epochs: 24}": "base_fit: {epochs: 3}", "epochs: 4, imgsz": "epochs: 1, imgsz", "blocks: 20, calibrations: 10": "blocks: 6, calibrations: 3"}
+SHORTER = {
+    "base_fit: {epochs: 24}": "base_fit: {epochs: 3}",
+    "epochs: 4, imgsz": "epochs: 1, imgsz",
+    "blocks: 20, calibrations: 10": "blocks: 6, calibrations: 3",
+}
+STOCK = """
+import sys
+import nas_attn
+from ultralytics import YOLO
+YOLO(sys.argv[1]).train(data=sys.argv[2], epochs=1, imgsz=96, plots=False, project=sys.argv[3])
+"""
 
 
 def commands(section: str) -> list[list[str]]:
@@ -103,8 +113,8 @@ def test_the_walk_through_on_real_photographs(tmp_path: Path) -> None:
     assert trials[0].values is not None
     assert trials[0].cost is not None
     yaml_file = next((tmp_path / "winner").glob("*.yaml"))
-    code = "import sys, nas_attn; from ultralytics import YOLO; YOLO(sys.argv[1]).train(data=sys.argv[2], epochs=1, imgsz=96, plots=False, project=sys.argv[3])"
-    stock = [sys.executable, "-c", code, str(yaml_file), str(tmp_path / "bccd320/data.yaml"), str(tmp_path / "stock")]
+    data = tmp_path / "bccd320/data.yaml"
+    stock = [sys.executable, "-c", STOCK, str(yaml_file), str(data), str(tmp_path / "stock")]
     done = subprocess.run(stock, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert list((tmp_path / "stock").rglob("best.pt"))
