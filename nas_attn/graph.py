@@ -121,10 +121,10 @@ class Graph:
         return cls(rows=rows, backbone=len(data["backbone"]), settings=settings)
 
     def to_yaml(self) -> dict[str, Any]:
-        """Plain values as a YAML holds them: -1 for the previous row, absolute numbers otherwise; settings first, in their order."""
-        rows: list[Any] = []
+        """Plain values as a YAML holds them: -1 for the previous row, absolute otherwise and in heads (RT-DETR's reads no -1 there)."""
+        heads, rows = self.outputs, list[Any]()
         for number, row in enumerate(self.rows):
-            sources = [-1 if source == number - 1 else source for source in row.sources]
+            sources = [-1 if source == number - 1 and number not in heads else source for source in row.sources]
             rows.append([sources if row.listed else sources[0], row.repeats, row.module, _thaw(row.args)])
         return {**_thaw(self.settings), "backbone": rows[: self.backbone], "head": rows[self.backbone :]}
 

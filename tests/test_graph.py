@@ -186,7 +186,7 @@ def test_references_are_written_as_people_write_them():
     data = small([[-2, -1, 0], 1, "Concat", [1]], [4, 1, "C2f", [128]], [[5], 1, "Detect", ["nc"]])
     graph = Graph.from_yaml(data)
     assert [row.sources for row in graph.rows[4:]] == [(2, 3, 0), (4,), (5,)]
-    assert [row[0] for row in graph.to_yaml()["head"]] == [[2, -1, 0], -1, [-1]]
+    assert [row[0] for row in graph.to_yaml()["head"]] == [[2, -1, 0], -1, [5]]
     assert graph.rows[0].sources == (module.IMAGE,)
 
 
@@ -291,6 +291,7 @@ MALFORMED = [
     (small(scales={"n": [1, 2]}), r"`scales` must map letters to \[depth, width, max_channels\]"),
     (small(scales={"n": ["a", 1, 2]}), "`scales`"),
     (small(scales=[1, 2, 3]), "`scales`"),
+    (small(scales={1: [1, 2, 3]}), "`scales`"),
     (small(width_multiple="wide"), "`width_multiple` must be a number, but is 'wide'"),
     (small([-1, 1, "Conv"]), r"\[from, repeats, module, args\], but row 4 is"),
     (small([-1, 1, "Conv", [1], 5]), r"but row 4 is"),
@@ -369,9 +370,19 @@ def test_bypassed_attention():
     assert "but [6] read row 3" in finding.message
 
 
-def test_unshifted_reference():
-    data = small([[0, 3], 1, "Detect", ["nc"]])
-    assert codes(lint_yaml(data)) == [(4, "unshifted-reference")]
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ([-1, 1, "Conv", [128, 3, 2]], True),
+        ([-1, 1, "ADown", [128]], True),
+        ([-1, 1, "nn.Upsample", [None, 2, "nearest"]], True),
+        ([-1, 1, "Conv", [128, 1, 1]], False),
+        ([-1, 1, "C2f", [128]], False),
+    ],
+)
+def test_unshifted_reference(row, found):
+    data = small(row, [-1, 1, "C2f", [128]], [[1, 4, 5], 1, "Detect", ["nc"]])
+    assert codes(lint_yaml(data)) == ([(6, "unshifted-reference")] if found else [])
 
 
 @pytest.mark.parametrize("name", DETECTION)
@@ -430,6 +441,13 @@ def test_c2_is_the_previous_row_not_the_source():
     assert (finding.row, finding.code) == (4, "channels")
     assert "must be its source's, 64, but are 128" in finding.message
     assert lint_yaml(small([3, 1, "nas_attn.LSKA", ["c2"]], [[1, 4], 1, "Detect", ["nc"]])) == ()
+
+
+def test_channels_are_not_judged_where_the_source_is_unknown_or_not_alone():
+    unknown = small([[1, 3], 1, "Mix", [4]], [-1, 1, "nas_attn.LSKA", [64]], [[1, 5], 1, "Detect", ["nc"]])
+    assert lint_yaml(unknown, registered={"Mix", "nas_attn.LSKA"}) == ()
+    several = small([[1, 3], 1, "Mix", [256]], [[1, 4], 1, "Detect", ["nc"]])
+    assert lint_yaml(several, registered={"Mix"}) == ()
 
 
 def test_our_own_modules_take_channels_first_however_few():
@@ -511,7 +529,51 @@ def test_the_tables_are_those_of_the_installed_parser():
     assert scaled - {"Classify"} == module.SCALED
     assert known_names() >= module.HEADS | module.ATTENTION | module.SIDE_EFFECTS
     assert known_names() >= {name for name in module.SCALED if "." not in name}
-    assert "CBAM" not in known_names()
+    assert known_names().isdisjoint({"CBAM", "DetectionModel", "Path", "LOGGER", "v8DetectionLoss"})
+
+
+def first_output(row: list[Any], **others: Any) -> int | None:
+    data = small(row, [[1, 4], 1, "Detect", ["nc"]], **others)
+    return channels(Graph.from_yaml(data))[4]
+
+
+@pytest.mark.parametrize(
+    ("row", "count"),
+    [
+        ([-1, 1, "Conv", [100]], 56),  # 50, up to a multiple of 8
+        ([-1, 1, "Conv", [4096]], 256),  # capped at 512
+        ([-1, 1, "Conv", ["c2"]], 32),
+        ([-1, 1, "Conv", ["wide"]], None),
+        ([-1, 1, "Classify", ["nc"]], 3),
+        ([-1, 1, "Index", [192, 4]], 192),
+        ([-1, 1, "HGBlock", [48, 128, 3]], 128),
+        ([-1, 1, "ResNetLayer", [64, 32, 1, True, 1]], 32),
+        ([-1, 1, "ResNetLayer", [64, 32, 1, False, 3]], 128),
+        ([[1, 3], 1, "CBFuse", [[0]]], 64),
+        ([[1, 3], 1, "Concat", [1]], 96),
+        ([1, 1, "nn.Upsample", [None, 2, "nearest"]], 32),
+        ([-1, 1, "CBLinear", [[64, 128]]], None),
+        ([[1, 3], 1, "Unknown", [64]], None),
+    ],
+)
+def test_channels_by_rule(row, count):
+    assert first_output(row, scales={"n": [0.5, 0.5, 512]}) == count
+
+
+def test_channels_without_scales_and_with_a_scale_of_its_own():
+    conv = [-1, 1, "Conv", [64]]
+    assert first_output(conv) == 64
+    assert first_output(conv, width_multiple=0.5) == 32
+    scales = {"n": [0.5, 0.25, 1024], "s": [0.5, 0.5, 1024]}
+    assert first_output(conv, scales=scales) == 16
+    assert first_output(conv, scales=scales, scale="s") == 32
+    assert first_output([-1, 1, "Concat", [1]], scales={}, scale="s") == 128
+
+
+def test_channels_of_the_image():
+    data = {"channels": 6, "backbone": [[-1, 1, "nn.Identity", []]], "head": [[-1, 1, "Conv", ["c2"]]]}
+    assert channels(Graph.from_yaml(data)) == (6, 8)
+    assert channels(Graph.from_yaml({**data, "channels": 3})) == (3, 8)
 
 
 def built(name: str, scale: str) -> list[int | None]:
