@@ -5,9 +5,15 @@ Ultralytics.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
-from nas_attn.registration import register, register_on_import
+from nas_attn.registration import register
+from nas_attn.registration import register_on_import as _register_on_import
+
+# Read by Ultralytics at its import, whichever module brings it: no look-ups, no telemetry, no package installed behind the user's back.
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 if TYPE_CHECKING:
     from nas_attn.architecture import Architecture, Placement
@@ -27,7 +33,7 @@ _HOMES = {
     "run": "study",
 }
 
-register_on_import()
+_register_on_import()
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ errors = Console(stderr=True, highlight=False)
 
 TARGET = "nas_attn.evaluate:serve"
 DEMO_TRIALS = 14
+CLEAN_EVERY = 8
 
 Data = Annotated[Path, typer.Option("--data", help="The data set's YAML, as for Ultralytics.")]
 Study = Annotated[Path, typer.Argument(help="A study's folder.")]
@@ -186,7 +187,7 @@ def search(
             storage=storage,
             controls=prepared.controls,
             command=_typed("search", space, data=data, weights=weights, trials=trials, out=out, sampler=sampler, score_on=score_on),
-            on_event=_first(prepared.save, watch),
+            on_event=_first(prepared.save, _and_clean(watch, out, storage)),
         )
     keep_weights(snapshot)
     report.write(snapshot, out)
@@ -262,6 +263,18 @@ def _typed(name: str, *arguments: str, **options: object) -> str:
     """The command with which a user gets the same; where the storage is, and with which password, is nobody else's business."""
     given = [word for key, value in options.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["nas-attn", name, *arguments, *given])
+
+
+def _and_clean(always: Callable[[Any], None], folder: Path, storage: str | None) -> Callable[[Any], None]:
+    """Deletes weights that nobody will export every few trials, or a long search would fill the disk."""
+    from nas_attn.export import keep_weights
+
+    def on_event(event: Any) -> None:
+        always(event)
+        if event.kind == "told" and event.done % CLEAN_EVERY == 0:
+            keep_weights(_load(folder, storage))
+
+    return on_event
 
 
 def _first(once: Callable[[], None], always: Callable[[Any], None]) -> Callable[[Any], None]:

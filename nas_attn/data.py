@@ -123,8 +123,8 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
         raise DataError(f"A data YAML has at most {MAX_YAML_BYTES} bytes, but {file} has more; list images in a text file.")
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
-        raise DataError(f"{file} must be YAML, but: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} must be YAML in UTF-8, but: {str(error).splitlines()[0]}") from error
     if not isinstance(config, Mapping):
         raise DataError(f"{file} must be a mapping with train, val and names, but it holds {type(config).__name__}.")
     return config
@@ -135,7 +135,7 @@ def _names(config: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     if names is None and isinstance(config.get("nc"), int):
         names = [f"class_{i}" for i in range(config["nc"])]
     if isinstance(names, Mapping):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise DataError(f"{file}: `names` must number the classes 0..{len(names) - 1}, but its keys are {sorted(names, key=str)}.")
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
@@ -170,10 +170,12 @@ def _locate(entry: str, root: Path, file: Path, split: str) -> Path:
 
 def _expand(location: Path) -> list[str]:
     if location.is_dir():
-        return [str(path) for path in location.rglob("*.*") if path.is_file()]
+        # As Ultralytics does, into linked folders too.
+        return [os.path.join(folder, name) for folder, _, names in os.walk(location, followlinks=True) for name in names]  # noqa: PTH118
     if location.suffix.lower() == ".txt":
         lines = location.read_text(encoding="utf-8-sig").split("\n")
-        return [str((location.parent / line.strip()).resolve()) for line in lines if line.strip()]
+        # Not resolved: labels lie beside the link and not beside what it points to.
+        return [os.path.normpath(location.parent / line.strip()) for line in lines if line.strip()]
     return [str(location)]
 
 
@@ -181,7 +183,8 @@ def _image_size(image: str) -> tuple[int, int]:
     try:
         with Image.open(image) as picture:
             width_px, height_px = picture.size
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+            # Pillow turns the size of a TIFF by itself.
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if picture.format != "TIFF" else 1
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"Every image must be readable, but {image} is not ({error}); remove it from the split.") from error
     return (width_px, height_px) if orientation in {5, 6, 7, 8} else (height_px, width_px)
@@ -207,7 +210,7 @@ def _check_values(values: NDArray[np.float32], classes: int, file: Path) -> None
     index, boxes = values[:, 0], values[:, 1:]
     if (index % 1 != 0).any() or index.min() < 0 or index.max() >= classes:
         raise DataError(f"{file}: a class must be a whole number in 0..{classes - 1}, but got {sorted(set(index.tolist()))}.")
-    if boxes.min() < -0.01 or boxes.max() > 1.01 or boxes[:, 2:].min() < 0:
+    if not (boxes.min() >= -0.01 and boxes.max() <= 1.01 and boxes[:, 2:].min() >= 0):  # so that nan fails too
         raise DataError(f"{file}: box values must lie in 0..1, but they span {boxes.min():g}..{boxes.max():g}; divide by the image's size.")
 
 

@@ -16,7 +16,8 @@ from ultralytics.data.dataset import YOLODataset
 from nas_attn.data import Labels, read_labels
 from nas_attn.errors import DataError
 
-IMAGE_CACHE_BYTES = 2 << 30
+IMAGE_CACHE_BYTES = 1 << 29
+"""A worker's share for decoded images; a worker is planned with 2 GiB in all."""
 Loaded = tuple[NDArray[np.uint8], tuple[int, int], tuple[int, int]]
 
 _labels = lru_cache(maxsize=None)(read_labels)

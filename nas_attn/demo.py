@@ -25,7 +25,7 @@ def draw_data_set(folder: Path, *, train: int = 240, val: int = 60, seed: int = 
     No handwritten digit appears in both splits.
     """
     file = folder / "data.yaml"
-    config = {"path": ".", "train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
+    config = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
     header = f"# Drawn by nas_attn: {train} train and {val} val images, seed {seed}.\n"
     text = header + yaml.safe_dump(config, sort_keys=False)
     if file.is_file() and file.read_text() == text:

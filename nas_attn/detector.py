@@ -1,11 +1,5 @@
 """Ultralytics' detection models seen from here: their YAMLs as graphs, their sites, building, and moving weights by origin."""
 
-import os
-
-# Read by Ultralytics at its import: no DNS look-ups, no telemetry, no update check, no package installed behind the user's back.
-os.environ.setdefault("YOLO_OFFLINE", "true")
-os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +11,8 @@ from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils.events import events
+from yaml import YAMLError
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import GraphError, InputError, TransferError, nearest
@@ -40,6 +36,7 @@ def silence() -> None:
     for key in ("sync", "raytune", "mlflow", "comet", "clearml", "dvc", "wandb", "tensorboard", "neptune"):
         # The settings object writes every change to the user's settings file; its plain dict method does not.
         dict.__setitem__(SETTINGS, key, False)
+    events.enabled = False  # decided at Ultralytics' import, which may have come before ours
 
 
 def load_base(base: str) -> tuple[Graph, str]:
@@ -52,8 +49,13 @@ def load_base(base: str) -> tuple[Graph, str]:
     known = shipped()
     if not file.is_file() and _without_scale(file.name) not in known and file.name not in known:
         raise GraphError(f"`base` must be a YAML file or a model that Ultralytics ships, but got {base!r}. {nearest(file.name, known)}")
-    config = dict(tasks.yaml_model_load(base))
-    scale = str(config.pop("scale", "") or "")
+    try:
+        config = dict(tasks.yaml_model_load(base))
+    except (ValueError, TypeError, OSError, YAMLError) as error:
+        raise GraphError(f"{base} must be a model YAML, but: {' '.join(str(error).split())}") from error
+    # Ultralytics guesses a scale from the name alone: yolov9s.yaml has none.
+    scale = str(config.pop("scale", "") or "") if config.get("scales") else ""
+    config.pop("scale", None)
     config.pop("yaml_file", None)
     return Graph.from_yaml(config), scale
 

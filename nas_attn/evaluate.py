@@ -6,14 +6,12 @@ tensors, decoded images, parsed labels) from one task to the next. Its last act 
 
 import hashlib
 import json
-import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +21,12 @@ from torch import Tensor, nn
 from nas_attn import cost, latency
 from nas_attn.architecture import Architecture
 from nas_attn.detector import build, build_architecture, load_weights, silence
-from nas_attn.errors import InputError
-from nas_attn.graph import Edit, Graph
+from nas_attn.errors import InputError, TransferError
+from nas_attn.graph import Edit
 from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import Trained, Training
 from nas_attn.proxy import train as train_model
-
-THREADS = "OMP_NUM_THREADS"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """Everything that a worker must know of a study besides the job: the base, the data lists, how to fit and how to time.
-
-    `fit` and `latency` are the settings of the space; `device` is `cpu` or `cuda:0`; paths are absolute.
-    """
-
-    folder: str
-    base: str
-    graph: Mapping[str, Any]
-    scale: str
-    weights: str | None
-    names: tuple[str, ...]
-    train_list: str
-    val_list: str
-    score_on: str
-    data: str
-    fit: Mapping[str, Any]
-    latency: Mapping[str, Any]
-    device: str
-    seed: int
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Setup":
-        """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
-        return cls(**{**data, "names": tuple(data["names"])})
-
-    def yaml_graph(self) -> Graph:
-        """The base's graph."""
-        return Graph.from_yaml(self.graph)
+from nas_attn.setup import Setup, available_cores, code_version, threads, write_atomic
 
 
 def serve(kind: str, payload: str) -> str:
@@ -78,11 +43,6 @@ def serve(kind: str, payload: str) -> str:
     raise InputError(f"A task's kind must be fit, measure or train, but got {kind!r}.")
 
 
-def code_version() -> str:
-    """The versions that a score depends on."""
-    return ", ".join(f"{name} {version(name)}" for name in ("nas-attn", "ultralytics", "torch"))
-
-
 def fit(setup: Setup) -> dict[str, Any]:
     """Fit the base to the data once; an earlier finished fit of the same study is returned as it is.
 
@@ -92,7 +52,9 @@ def fit(setup: Setup) -> dict[str, Any]:
     folder = Path(setup.folder) / "base"
     done = folder / "fit.json"
     if done.is_file() and (folder / "weights.pt").is_file():
-        return dict(json.loads(done.read_text()))
+        known: dict[str, Any] = json.loads(done.read_text())
+        if known.get("asked") == _asked(setup):
+            return known
     try:
         with stages("load"):
             model, new_tensors = _start_of_fit(setup)
@@ -119,12 +81,11 @@ def measure(setup: Setup, architectures: Sequence[Architecture]) -> list[dict[st
             models[i] = model
         except Exception as error:
             answers[i] = {"failure": asdict(stages.failure(error))}
-    try:
-        for i, timed in zip(models, _latencies(setup, [architectures[i] for i in models], list(models.values())), strict=True):
+    for i, timed in _timed(setup, {i: (architectures[i], model) for i, model in models.items()}).items():
+        if isinstance(timed, Failure):
+            answers[i] = {"failure": asdict(timed)}
+        else:
             answers[i] = {"cost": asdict(Cost(**answers[i]["cost"], latency=timed))}
-    except Exception as error:
-        failure = {"failure": asdict(Failure(stage="latency", error=str(error), traceback=traceback.format_exc()))}
-        answers = [failure if i in models else answer for i, answer in enumerate(answers)]
     return answers
 
 
@@ -137,16 +98,17 @@ def evaluate(setup: Setup, job: Job) -> Outcome:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with stages("build"):
-            model, edit = _build(setup, job.architecture, job.seed)
+            model, edit = _build(setup, job.architecture, job.seed, job.recipe.base)
         with stages("train"):
             trained = train_model(_training(setup, job, folder), model)
         with stages("score"):
             outcome = _measured(setup, job, trained, edit, start)
-            _write_atomic(folder / "weights.pt", lambda file: torch.save(dict(trained.state), file))
+            write_atomic(folder / "weights.pt", lambda file: torch.save(dict(trained.state), file))
+        text = outcome_file_text(job, outcome)  # refuses what is not finite
     except Exception as error:
         outcome = stages.failure(error)
-    text = outcome_file_text(job, outcome)
-    _write_atomic(folder / "outcome.json", lambda file: file.write_text(text))
+        text = outcome_file_text(job, outcome)
+    write_atomic(folder / "outcome.json", lambda file: file.write_text(text))
     return outcome
 
 
@@ -200,7 +162,7 @@ def _fit(setup: Setup, model: nn.Module, folder: Path) -> Trained:
     def note(epoch: dict[str, float]) -> None:
         curve.append(epoch)
         text = json.dumps(curve)
-        _write_atomic(progress, lambda file: file.write_text(text))
+        write_atomic(progress, lambda file: file.write_text(text))
 
     return train_model(training, model, note)
 
@@ -209,6 +171,7 @@ def _keep_fit(
     setup: Setup, folder: Path, state: Mapping[str, Tensor], trained: Trained | None, new_tensors: tuple[str, ...]
 ) -> dict[str, Any]:
     result = {
+        "asked": _asked(setup),
         "fingerprint": _fingerprint(state),
         "data": setup.data,
         "code": code_version(),
@@ -219,22 +182,31 @@ def _keep_fit(
         "device": _device_name(setup.device),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write_atomic(folder / "weights.pt", lambda file: torch.save(dict(state), file))
+    write_atomic(folder / "weights.pt", lambda file: torch.save(dict(state), file))
     text = json.dumps(result, allow_nan=False)
-    _write_atomic(folder / "fit.json", lambda file: file.write_text(text))
+    write_atomic(folder / "fit.json", lambda file: file.write_text(text))
     return result
 
 
-def _build(setup: Setup, architecture: Architecture, seed: int) -> tuple[nn.Module, Edit]:
+def _asked(setup: Setup) -> str:
+    """What a fit stands for: another fit than this one's answer must not be adopted."""
+    asked = [setup.fit, setup.data, setup.graph, setup.scale, setup.weights_sha256, setup.names, setup.seed, code_version()]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _build(setup: Setup, architecture: Architecture, seed: int, base: str | None = None) -> tuple[nn.Module, Edit]:
+    """A candidate on the fitted base; `base` is the fingerprint that its weights must have."""
     weights = Path(setup.folder) / "base" / "weights.pt"
-    state = _base_state(str(weights), weights.stat().st_mtime_ns)
+    state, fingerprint = _base_state(str(weights), weights.stat().st_mtime_ns)
+    if base is not None and fingerprint != base:
+        raise TransferError(f"Every candidate must start from the base {base}, but {weights} holds {fingerprint}; begin another study.")
     return build_architecture(setup.yaml_graph(), setup.scale, architecture, setup.names, state, seed)
 
 
 @lru_cache(maxsize=2)
-def _base_state(file: str, _written_ns: int) -> Mapping[str, Tensor]:
+def _base_state(file: str, _written_ns: int) -> tuple[Mapping[str, Tensor], str]:
     loaded: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return loaded
+    return loaded, _fingerprint(loaded)
 
 
 def _static_cost(setup: Setup, model: nn.Module) -> dict[str, float]:
@@ -244,6 +216,18 @@ def _static_cost(setup: Setup, model: nn.Module) -> dict[str, float]:
         "gmacs": cost.gmacs(model, image_BCHW[:1]),
         "activation_mib": cost.activation_mib(model, image_BCHW),
     }
+
+
+def _timed(setup: Setup, wanted: Mapping[int, tuple[Architecture, nn.Module]]) -> dict[int, Latency | Failure]:
+    """Latencies of one batch; if that fails, of each alone, so that one that lacks memory spoils no other."""
+    try:
+        timed = _latencies(setup, [architecture for architecture, _ in wanted.values()], [model for _, model in wanted.values()])
+        return dict(zip(wanted, timed, strict=True))
+    except Exception as error:
+        if len(wanted) > 1:
+            return {i: answer for i, one in wanted.items() for answer in _timed(setup, {i: one}).values()}
+        failure = Failure(stage="latency", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        return dict.fromkeys(wanted, failure)
 
 
 def _latencies(setup: Setup, architectures: Sequence[Architecture], models: Sequence[nn.Module]) -> list[Latency]:
@@ -260,24 +244,38 @@ def _latencies(setup: Setup, architectures: Sequence[Architecture], models: Sequ
     gate, known = _latency_gate(setup, base, options)
     timed = timed_by(gate)
     if known and timed and all(entry.quality != "gated" for entry in timed):
-        # A gate that was calibrated while the machine was busy refuses every quiet moment from then on: calibrate once more.
-        gate, _ = _latency_gate(setup, base, options, anew=True)
-        timed = timed_by(gate)
+        # A gate that was calibrated while the machine was busy refuses every quiet moment from then on. One calibrated now is taken only
+        # if the base ran faster for it: otherwise it is this moment that is unquiet, and what was timed stays ungated.
+        anew = _calibrate(setup, base, options)
+        if anew.base_ms < gate.base_ms:
+            gate = _keep_gate(setup, anew, options)
+            timed = timed_by(gate)
     by_index = dict(zip(candidates, timed, strict=True))
     return [by_index.get(i) or _base_latency(gate, setup) for i in range(len(architectures))]
 
 
-def _latency_gate(setup: Setup, base: nn.Module, options: Mapping[str, Any], anew: bool = False) -> tuple[latency.Gate, bool]:
+def _latency_gate(setup: Setup, base: nn.Module, options: Mapping[str, Any]) -> tuple[latency.Gate, bool]:
     """The gate of this machine, and whether it was known from an earlier measurement of the study."""
+    file = _gate_file(setup, options)
+    if file.is_file():
+        return latency.Gate.from_dict(json.loads(file.read_text())), True
+    return _keep_gate(setup, _calibrate(setup, base, options), options), False
+
+
+def _calibrate(setup: Setup, base: nn.Module, options: Mapping[str, Any]) -> latency.Gate:
+    return latency.calibrate(base, runs=setup.latency["calibrations"], blocks=setup.latency["blocks"], seed=setup.seed, **options)
+
+
+def _keep_gate(setup: Setup, gate: latency.Gate, options: Mapping[str, Any]) -> latency.Gate:
+    text = json.dumps(gate.to_dict())
+    write_atomic(_gate_file(setup, options), lambda target: target.write_text(text))
+    return gate
+
+
+def _gate_file(setup: Setup, options: Mapping[str, Any]) -> Path:
     environment = latency.environment(options["device"], threads=options["threads"])
     key = hashlib.sha256(json.dumps([environment, options["shape"]], sort_keys=True).encode()).hexdigest()[:12]
-    file = Path(setup.folder) / "base" / f"latency-gate-{key}.json"
-    if file.is_file() and not anew:
-        return latency.Gate.from_dict(json.loads(file.read_text())), True
-    gate = latency.calibrate(base, runs=setup.latency["calibrations"], blocks=setup.latency["blocks"], seed=setup.seed, **options)
-    text = json.dumps(gate.to_dict())
-    _write_atomic(file, lambda target: target.write_text(text))
-    return gate, False
+    return Path(setup.folder) / "base" / f"latency-gate-{key}.json"
 
 
 def _base_latency(gate: latency.Gate, setup: Setup) -> Latency:
@@ -342,50 +340,8 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu, {threads()} threads"
 
 
-def threads() -> int:
-    """How many threads this process computes with: what the pool gave it, or every core."""
-    return int(os.environ.get(THREADS) or available_cores())
-
-
-def available_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
-def resolved_device(name: str) -> str:
-    """`cpu` or `cuda:0` for `auto`, `cpu`, `cuda`, `cuda:0` or `0`. A pool gives each worker its own GPU, which is `cuda:0` there.
-
-    Raises:
-        InputError: another name, or a GPU where there is none.
-    """
-    wanted = {"auto": "cuda:0" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "cuda:0", "cuda:0": "cuda:0", "0": "cuda:0"}
-    if name not in wanted:
-        raise InputError(f"`--device` must be auto, cpu or cuda, but got {name!r}; choose GPUs with CUDA_VISIBLE_DEVICES.")
-    if wanted[name] != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"`--device {name}` needs a CUDA device, but torch sees none; give --device cpu.")
-    return wanted[name]
-
-
 def _fingerprint(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode() + state[key].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _write_atomic(file: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all, also through a power cut: a temporary file, fsync, rename, fsync of the folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    write(temporary)
-    _fsync(temporary)
-    temporary.replace(file)
-    _fsync(file.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,9 +15,9 @@ import yaml
 from nas_attn import pick
 from nas_attn.detector import build, insert_architecture, read_state
 from nas_attn.errors import InputError, StudyError
-from nas_attn.evaluate import Setup
 from nas_attn.graph import Graph
 from nas_attn.outcome import Job, Measured, Snapshot, Trial
+from nas_attn.setup import Setup
 from nas_attn.train import WEIGHTS
 
 ROWS = ("backbone", "head")
@@ -89,14 +89,16 @@ def best_job(trial: Trial) -> tuple[Job, Measured]:
 def _copy_weights(snapshot: Snapshot, trial: Trial, to: Path) -> Path:
     job, _ = best_job(trial)
     folder = job.folder(snapshot.folder).parent
-    files = sorted(folder.glob(f"*/{WEIGHTS}"), key=lambda f: int(f.parent.name))
+    # The attempt that was told is the first whole one; a late copy of the job may have left other weights after it.
+    whole = sorted(folder.glob("*/outcome.json"), key=lambda f: int(f.parent.name))
+    files = [f.with_name(WEIGHTS) for f in whole if f.with_name(WEIGHTS).is_file()]
     if not files:
         raise StudyError(
             f"Weights are kept for the front and the best few, but trial {trial.number} has none in {folder}; "
             "export a member of the front, or give --scale to export the YAML alone."
         )
-    read_state(files[-1])  # what cannot be read must not be handed on
-    return Path(shutil.copyfile(files[-1], to / WEIGHTS))
+    read_state(files[0])  # what cannot be read must not be handed on
+    return Path(shutil.copyfile(files[0], to / WEIGHTS))
 
 
 def _config(graph: Graph, setup: Setup, scale: str) -> dict[str, Any]:
@@ -123,7 +125,8 @@ def _stem(setup: Setup, scale: str) -> str:
 
 
 def _dump(config: Mapping[str, Any]) -> str:
-    parts = [yaml.safe_dump({k: v for k, v in config.items() if k not in ROWS}, sort_keys=False, default_flow_style=None)]
+    settings = [yaml.safe_dump({k: v}, default_flow_style=True, sort_keys=False, width=10_000) for k, v in config.items() if k not in ROWS]
+    parts = ["".join(f"{text.strip()[1:-1]}\n" for text in settings)]
     number = 0
     for part in ROWS:
         lines = [f"{part}:  # [from, repeats, module, args]"]

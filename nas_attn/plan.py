@@ -1,18 +1,20 @@
 """A search before it starts: the base's graph, the data's split, what workers must know, the positive controls, the expected cost."""
 
+import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nas_attn import data, proxy
 from nas_attn.architecture import Architecture, Placement
-from nas_attn.detector import build, load_base, sites
-from nas_attn.errors import InputError, StudyError, nearest
-from nas_attn.evaluate import Setup, resolved_device, threads
+from nas_attn.detector import build, load_base, load_weights, sites
+from nas_attn.errors import DataError, InputError, StudyError, nearest
+from nas_attn.graph import Graph
+from nas_attn.setup import Setup, resolved_device, threads
 from nas_attn.space import SearchSpace, Site
 from nas_attn.spec import SpaceSpec
 
@@ -87,8 +89,12 @@ def prepare(
     available = sites(graph, scale)
     space = spec.resolve(available, source)
     found = data.load(data_yaml)
-    labels = [data.read_labels(image, len(found.names)) for image in found.train]
-    train, scored = _split(spec, found, labels, score_on)
+    if weights is not None:
+        _check_weights(spec, graph, scale, found.names, weights)
+    labels = {image: data.read_labels(image, len(found.names)) for image in (*found.train, *(found.val if score_on == "val" else ()))}
+    train, scored = _split(spec, found, [labels[image] for image in found.train], score_on)
+    for name, images in (("train", train), (score_on, scored)):
+        _require_boxes(name, [labels[image] for image in images], data_yaml)
     folder = folder.resolve()
     lists = {name: folder / "lists" / f"{name}.txt" for name in ("train", score_on)}
     setup = Setup(
@@ -97,11 +103,12 @@ def prepare(
         graph=graph.to_yaml(),
         scale=scale,
         weights=str(weights.resolve()) if weights else None,
+        weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
         names=found.names,
         train_list=str(lists["train"]),
         val_list=str(lists[score_on]),
         score_on=score_on,
-        data=data.fingerprint(labels, found.names),
+        data="-".join(data.fingerprint([labels[image] for image in images], found.names) for images in (train, scored)),
         fit=spec.base_fit.model_dump(mode="json"),
         latency=spec.latency.model_dump(mode="json"),
         device=resolved_device(device),
@@ -157,6 +164,23 @@ def _split(spec: SpaceSpec, found: data.DataSet, labels: list[data.Labels], scor
     return data.split_search_val(labels, spec.search_val, spec.seed)
 
 
+def _check_weights(spec: SpaceSpec, graph: Graph, scale: str, names: tuple[str, ...], weights: Path) -> None:
+    new = load_weights(build(graph, scale, len(names), names), weights)
+    if new and not spec.base_fit.epochs:
+        raise InputError(
+            f"`base_fit.epochs: 0` needs weights of the same {len(names)} classes, but {len(new)} head tensors of {weights} differ; "
+            "set base_fit.epochs to 30 or so."
+        )
+
+
+def _require_boxes(name: str, labels: Sequence[data.Labels], data_yaml: Path) -> None:
+    if not any(len(item.classes) for item in labels):
+        raise DataError(
+            f"{data_yaml}: some of the {len(labels)} images of {name} must have a labelled box, but none has; is there a `labels` folder "
+            "beside `images`, with one .txt an image? For few labelled images raise search_val."
+        )
+
+
 def _controls(spec: SpaceSpec, available: tuple[Site, ...]) -> tuple[Control, ...]:
     by_name = {name: site.layer for site in available for name in site.names}
     rows = sorted({by_name[name] for name in ("P3", "P4", "P5") if name in by_name}) or [available[0].layer]
@@ -171,10 +195,15 @@ def _new_base(setup: Setup) -> Any:
     return build(setup.yaml_graph(), setup.scale, len(setup.names), setup.names)
 
 
+def _spread(images: Sequence[str], count: int) -> tuple[str, ...]:
+    """`count` images from all over a list: names that sort first may all be of one kind, such as backgrounds."""
+    return tuple(images[i * len(images) // count] for i in range(min(count, len(images)))) if count < len(images) else tuple(images)
+
+
 def _probe(plan: Plan, folder: Path, images: int) -> float:
     setup, spec = plan.setup, plan.spec
-    proxy.write_list(folder / "train.txt", plan.train[:images])
-    proxy.write_list(folder / "val.txt", plan.scored[: PROBE_BATCHES * spec.proxy.batch])
+    proxy.write_list(folder / "train.txt", _spread(plan.train, images))
+    proxy.write_list(folder / "val.txt", _spread(plan.scored, PROBE_BATCHES * spec.proxy.batch))
     trained = proxy.train(
         proxy.Training(
             train_list=str(folder / "train.txt"),

@@ -26,7 +26,7 @@ _LONG = 400  # characters of a setting that are worth showing when settings diff
 def study_settings(folder: Path, spec: SpaceSpec, space: SearchSpace, setup: Mapping[str, Any], sampler: str) -> dict[str, Any]:
     """What a study may not go on without: everything that scores, costs and choices depend on, and nothing that says where it lies."""
     places = {str(folder.resolve()), str(Path(setup.get("folder", folder)).resolve())}
-    identity = {name: _short(_relative(value, places)) for name, value in setup.items() if name != "folder"}
+    identity = {name: _short(_relative(value, places)) for name, value in setup.items() if name not in ("folder", "weights")}
     return {
         "spec": spec.model_dump(mode="json"),
         "space": space.fingerprint(),
@@ -75,6 +75,12 @@ def recipe_of(spec: SpaceSpec, setup: Mapping[str, Any], fit: Mapping[str, Any])
 def job_key(job: Job) -> str:
     """The same for every attempt at a job, and different for any two jobs of a study."""
     return f"{job.architecture.digest()}/{job.name()}"
+
+
+def deadline_s(fit: Mapping[str, Any], epochs: int, least_s: float) -> float:
+    """How long a training may take: twenty times what the fit took an epoch, so that only what hangs is ended; `least_s` at least."""
+    fitted = len(fit.get("curve") or ())
+    return max(least_s, 20 * epochs * fit.get("seconds", 0.0) / fitted) if fitted else max(least_s, 24 * 3600.0)
 
 
 def read_fit(text: str) -> Mapping[str, Any]:

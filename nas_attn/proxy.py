@@ -28,6 +28,8 @@ from nas_attn.train import NasTrainer
 Epoch = dict[str, float]
 
 MOSAIC_SHARE = 0.6
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 PINNED: Mapping[str, Any] = {
     "optimizer": "AdamW",
     "momentum": 0.9,
@@ -155,8 +157,7 @@ def train(training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None
         RuntimeError: what torch raises, lack of memory included.
     """
     silence()
-    if training.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
+    _reset_peak_memory(training.device)
     trainer = ProxyTrainer(training, model, on_epoch)
     start = time.perf_counter()
     trainer.train()
@@ -225,9 +226,17 @@ def _floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in losses.items()}
 
 
+def _reset_peak_memory(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")  # resets the kernel's high-water mark, which else stays that of the largest trial before
+
+
 def _peak_memory_mib(device: str) -> float:
     if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        marks = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")] if STATUS.exists() else []
+        return float(marks[0]) / 1024 if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return float(torch.cuda.max_memory_allocated()) / (1 << 20)
 
 

@@ -16,6 +16,9 @@ from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError
 from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, Trial, kind
 from nas_attn.pool import Done, Pool, Task
 from nas_attn.protocol import (
+    deadline_s as allowed_s,
+)
+from nas_attn.protocol import (
     job_key,
     lost_failure,
     mean_outcome,
@@ -75,7 +78,8 @@ def run(
     """Searches `space` in `folder` until `trials` trials, the base among them, were measured or stopped, or the space is exhausted.
 
     `setup` is what workers need besides the job, as plain JSON values; `controls` are trained beside the base if `spec.controls`;
-    `command` is kept for reports. A study that is there already goes on. The pool stays open.
+    a training may take `deadline_s`, or twenty times what the fit lets expect; `command` is kept for reports.
+    A study that is there already goes on. The pool stays open.
 
     Raises:
         InputError: fewer than one trial, or no such sampler.
@@ -246,7 +250,8 @@ class _Driver:
             self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
             return
         payload = json.dumps({"setup": self.setup, "job": job.to_dict()})
-        task = Task(key=f"train/{number}/{job_key(job)}/{job.attempt}", kind="train", payload=payload, deadline_s=self.deadline_s)
+        limit_s = allowed_s(self.record.fit or {}, job.recipe.epochs, self.deadline_s)
+        task = Task(key=f"train/{number}/{job_key(job)}/{job.attempt}", kind="train", payload=payload, deadline_s=limit_s)
         self.emit("train", f"trial {number}: training with seed {job.seed}, attempt {job.attempt}", number)
         self._submit(task, _Flight((number,), job))
 
@@ -366,8 +371,6 @@ class _Driver:
         self.record.tell(number, verdict)
         event = "rejected" if isinstance(verdict, Rejected) else "told"
         self.emit(event, f"trial {number}: {words(verdict)}", number)
-
-    # -- the end ---------------------------------------------------------------------------------------------------------------------------
 
     def _halted(self) -> str | None:
         """Why no more is asked, if the search goes nowhere."""

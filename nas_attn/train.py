@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from torch import nn
 from ultralytics.cfg import parse_key_value_pair
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from nas_attn.attention.gate import Gated
+from nas_attn.data import load
 from nas_attn.detector import load_weights
 from nas_attn.errors import InputError
 
@@ -67,13 +69,27 @@ def separate_new(optimizer: torch.optim.Optimizer, model: nn.Module, lr_scale: f
     optimizer.add_param_group({"params": new, **settings, **changes})
 
 
+def _resolved_data(folder: Path, data: str) -> Path:
+    """The data set as the search reads it, in absolute paths: Ultralytics resolves relative ones elsewhere, and runs `download:`."""
+    found = load(data)
+    target = folder.resolve() / "data"
+    target.mkdir(exist_ok=True)
+    lists = {"train": found.train, "val": found.val}
+    for name, images in lists.items():
+        (target / f"{name}.txt").write_text("".join(f"{image}\n" for image in images), encoding="utf-8")
+    config = {**{name: str(target / f"{name}.txt") for name in lists}, "names": dict(enumerate(found.names))}
+    (target / "data.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return target / "data.yaml"
+
+
 def train_export(folder: Path, data: str, settings: Sequence[str] = ()) -> Path:
     """Train the one YAML of an export in full, from its weights; returns the folder of the run.
 
-    `settings` are Ultralytics' training arguments as `epochs=100`; several devices (`device=0,1`) train with DDP.
+    `settings` are Ultralytics' training arguments as `epochs=100`; several devices (`device=0,1`) train with DDP. Images are read by
+    Ultralytics' own loader, which keeps a `labels.cache` beside the labels.
 
     Raises:
-        InputError: a folder without exactly one YAML, or a setting that is not `name=value`.
+        InputError: a folder without exactly one YAML, a data set that cannot be read, or a setting that is not `name=value`.
     """
     yamls = sorted(folder.glob("*.yaml"))
     if len(yamls) != 1:
@@ -87,7 +103,7 @@ def train_export(folder: Path, data: str, settings: Sequence[str] = ()) -> Path:
         name, value = parse_key_value_pair(setting)
         overrides[name] = value
     try:
-        trainer = NasTrainer(overrides={**overrides, "model": str(yamls[0]), "data": data})
+        trainer = NasTrainer(overrides={**overrides, "model": str(yamls[0]), "data": str(_resolved_data(folder, data))})
     except (SyntaxError, TypeError, ValueError) as error:
         raise InputError(f"Training arguments must be Ultralytics', but: {error}") from error
     trainer.train()

@@ -129,10 +129,13 @@ def test_control_c_ends_with_130_and_the_same_command_goes_on(digits: Path, tmp_
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "stopped: " in stderr
-    told = {t.number for t in load_study(tmp_path / "study").trials if t.state == "COMPLETE"}
+    finished = {f: f.stat().st_mtime_ns for f in tmp_path.glob("study/trials/*/*/*/outcome.json")}
     again = run(*arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     trials = load_study(tmp_path / "study").trials
     assert len(trials) == 3
     assert all(t.state == "COMPLETE" for t in trials)
-    assert told <= {t.number for t in trials}
+    after = {f: f.stat().st_mtime_ns for f in tmp_path.glob("study/trials/*/*/*/outcome.json")}
+    assert finished
+    assert {f: after.get(f) for f in finished} == finished
+    assert len({f.parents[1] for f in after}) == len(after), "a finished job was trained again"

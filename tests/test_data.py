@@ -63,6 +63,7 @@ def test_a_turned_photograph_has_the_size_that_it_is_decoded_to(tmp_path: Path) 
         ("0 5 5 1 1", r"box values must lie in 0\.\.1"),
         ("0 0.5 0.5 0.1", "or a polygon, but it has 4 columns"),
         ("zero 0.5 0.5 0.1 0.1", "a label row must be numbers"),
+        ("0 nan 0.5 0.1 0.1", r"box values must lie in 0\.\.1"),
     ],
 )
 def test_wrong_labels_are_named_with_their_file(tmp_path: Path, row: str, message: str) -> None:
@@ -82,7 +83,8 @@ def test_wrong_labels_are_named_with_their_file(tmp_path: Path, row: str, messag
         ("train: images/train\nval: images/train\nnames: [a]\nnc: 3\n", "nc=3 and 1 names"),
         ("train: labels\nval: images/train\nnames: [a]\n", "must hold images"),
         ("[1, 2]\n", "must be a mapping"),
-        ("a: [1\n", "must be YAML"),
+        ("train: images/train\nval: images/train\nnames: {0: a, b: c}\n", "must number the classes"),
+        ("a: [1\n", "must be YAML in UTF-8"),
     ],
 )
 def test_a_wrong_yaml_gets_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
@@ -107,6 +109,17 @@ def test_the_split_is_stratified_seeded_and_whole(tmp_path: Path) -> None:
     assert sum(Path(name).stem.endswith("0") for name in search_val) == 2
     assert data.split_search_val(labels[::-1], 0.2, seed=3) == (train, search_val)
     assert data.split_search_val(labels, 0.2, seed=4) != (train, search_val)
+
+
+def test_a_linked_image_keeps_the_labels_beside_the_link(tmp_path: Path) -> None:
+    make(tmp_path, {"x": "0 0.5 0.5 0.1 0.1"})
+    store = tmp_path / "store.png"
+    (tmp_path / "images/train/x.png").rename(store)
+    (tmp_path / "images/train/x.png").symlink_to(store)
+    (tmp_path / "all.txt").write_text("./images/train/x.png\n")
+    for text in ("train: images/train", "train: all.txt"):
+        found = data.load(write_yaml(tmp_path, f"{text}\nval: all.txt\nnames: [a]\n"))
+        assert len(data.read_labels(found.train[0], 1).classes) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import yaml
 
 from nas_attn import detector, pick
+from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, StudyError
 from nas_attn.export import Exported, best_job, export, keep_weights
 from nas_attn.outcome import Snapshot, Trial
 from nas_attn.plan import load_setup
 from nas_attn.record import load_study
+from nas_attn.records import record
 
 FRESH = """
 import sys
@@ -89,11 +92,6 @@ def test_another_scale_builds_without_weights_and_says_so(snapshot: Snapshot, ca
 
 
 def test_a_fraction_follows_the_channels_of_another_scale(snapshot: Snapshot, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from nas_attn.architecture import Architecture, Placement
-    from nas_attn.records import record
-
     measured = next(t for t in snapshot.trials if t.values)
     wanted = Architecture("yolo11n.yaml", (Placement(4, "DoubleAttention", record("DoubleAttention").complete({"c_m": 0.25})),))
     result = export(snapshot, load_setup(snapshot.folder), replace(measured, architecture=wanted), tmp_path, scale="s")
@@ -102,14 +100,26 @@ def test_a_fraction_follows_the_channels_of_another_scale(snapshot: Snapshot, tm
     assert detector.layers(model)[5].gate_bias.numel() == 256
 
 
-@pytest.mark.parametrize(("scale", "message"), [("q", "must be one of"), ("", "must be one of")])
-def test_a_scale_that_the_base_lacks_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path, scale: str, message: str) -> None:
-    if scale:
-        with pytest.raises(InputError, match=message):
-            export(snapshot, load_setup(snapshot.folder), candidate, tmp_path, scale=scale)
-    else:
-        result = export(snapshot, load_setup(snapshot.folder), candidate, tmp_path, scale=None)
-        assert result.weights is not None
+def test_a_scale_that_the_base_lacks_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be one of"):
+        export(snapshot, load_setup(snapshot.folder), candidate, tmp_path, scale="q")
+
+
+def test_a_base_whose_name_only_looks_like_a_scale_exports(snapshot: Snapshot, tmp_path: Path) -> None:
+    graph, scale = detector.load_base("yolov9s.yaml")
+    assert scale == ""
+    setup = replace(load_setup(snapshot.folder), base="yolov9s.yaml", graph=graph.to_yaml(), scale=scale)
+    base = replace(snapshot.trials[0], architecture=Architecture("yolov9s.yaml"))
+    folder = best_job(snapshot.trials[0])[0].folder(snapshot.folder).relative_to(snapshot.folder)
+    moved = replace(snapshot, folder=tmp_path)
+    model = detector.build(graph, scale, len(setup.names))
+    target = tmp_path / folder
+    target.mkdir(parents=True)
+    torch.save(dict(model.state_dict()), target / "weights.pt")
+    (target / "outcome.json").write_text("{}")
+    result = export(moved, setup, base, tmp_path / "out")
+    assert result.yaml_file.name == f"yolov9s-{base.architecture.digest()}.yaml"
+    detector.load_model(result.yaml_file)
 
 
 def test_a_folder_with_another_yaml_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:
@@ -119,8 +129,6 @@ def test_a_folder_with_another_yaml_is_refused(snapshot: Snapshot, candidate: Tr
 
 
 def test_a_trial_without_a_score_or_without_weights_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     with pytest.raises(StudyError, match="Only a measured trial"):
         export(snapshot, load_setup(snapshot.folder), replace(candidate, results=(), kind="failure"), tmp_path)
     moved = replace(snapshot, folder=tmp_path)
@@ -129,15 +137,16 @@ def test_a_trial_without_a_score_or_without_weights_is_refused(snapshot: Snapsho
 
 
 def test_weights_of_the_front_and_the_best_stay_and_the_rest_goes(snapshot: Snapshot, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    here = replace(snapshot, folder=tmp_path)
-    front = {t.architecture.digest() for t in pick.front_trials(snapshot)}
-    for name in [t.architecture.digest() for t in snapshot.trials] + ["0" * 16]:
-        target = tmp_path / "trials" / name / "job" / "1" / "weights.pt"
+    base, first, second = snapshot.trials
+    low = {"map50_95": 0.0, "latency_ratio": 9.0}
+    high = {"map50_95": 1.0, "latency_ratio": 1.5}
+    at_work = Architecture("yolo11n.yaml", (Placement(6, "LIA", record("LIA").complete({})),))
+    running = replace(first, number=3, state="RUNNING", kind=None, values=None, architecture=at_work)
+    here = replace(snapshot, folder=tmp_path, trials=(base, replace(first, values=low), replace(second, values=high), running))
+    for trial in here.trials:
+        target = tmp_path / "trials" / trial.architecture.digest() / "job" / "1" / "weights.pt"
         target.parent.mkdir(parents=True)
         target.write_bytes(b"")
-    assert keep_weights(here, best=1) >= 1
+    assert keep_weights(here, best=1) == 1
     left = {f.parents[2].name for f in tmp_path.glob("trials/*/*/*/weights.pt")}
-    assert front <= left
-    assert "0" * 16 not in left
+    assert left == {base.architecture.digest(), second.architecture.digest(), at_work.digest()}

@@ -29,6 +29,7 @@ HOUSE: dict[str, set[str]] = {
     "attention.*": {"torch", "timm"},
     "cost": {"torch", "fvcore"},
     "latency": {"torch", "numpy"},
+    "setup": {"torch"},
     "data": {"yaml", "numpy", "PIL"},
     "detector": {"torch", "ultralytics", "yaml"},
     "train": {"torch", "ultralytics", "numpy", "yaml"},

@@ -11,6 +11,7 @@ from nas_attn.architecture import Architecture
 from nas_attn.errors import NasAttnError
 from nas_attn.outcome import Failure, Rejected, Stopped, Trial, outcome_to_dict
 from nas_attn.protocol import (
+    deadline_s,
     job_key,
     lost_failure,
     mean_outcome,
@@ -39,14 +40,15 @@ def test_a_recipe_holds_the_whole_proxy_and_what_the_fit_stands_for():
 
 def test_settings_do_not_depend_on_where_the_study_lies():
     def settings(folder, **changes):
-        setup = {"folder": str(folder), "train_list": f"{folder}/lists/train.txt", "names": ("a", "b"), "weights": "/w.pt", **changes}
+        setup = {"folder": str(folder), "train_list": f"{folder}/lists/train.txt", "names": ("a", "b"), "weights": "/w.pt", "weights_sha256": "abc", **changes}
         return json.loads(json.dumps(study_settings(folder, _spec(), space(), setup, "tpe")))
 
     here = settings(Path("/some/where"))
     assert here == settings(Path("/else"))
-    assert here["setup"] == {"train_list": "./lists/train.txt", "names": ["a", "b"], "weights": "/w.pt"}
+    assert here["setup"] == {"train_list": "./lists/train.txt", "names": ["a", "b"], "weights_sha256": "abc"}
     assert set(here["versions"]) == {"nas-attn", "ultralytics", "torch"}
-    assert here != settings(Path("/else"), weights="/other.pt")
+    assert here == settings(Path("/else"), weights="/moved.pt")
+    assert here != settings(Path("/else"), weights_sha256="def")
     assert settings(Path("/else"), graph=list(range(300)))["setup"]["graph"].startswith("sha256:")
 
 
@@ -109,3 +111,10 @@ def test_words_and_reasons():
     assert words(Stopped(rung=2, curve=())) == "stopped at rung 2"
     assert words(measured(0.3)) == "mAP50-95 0.3000"
     assert words(None) == "not ended"
+
+
+def test_a_training_may_take_twenty_times_what_the_fit_lets_expect():
+    fit = {"seconds": 3000.0, "curve": [{}] * 30}
+    assert deadline_s(fit, 6, 3600.0) == pytest.approx(20 * 6 * 100.0)
+    assert deadline_s(fit, 1, 3600.0) == 3600.0
+    assert deadline_s({"seconds": 0.0, "curve": []}, 6, 3600.0) == 86400.0

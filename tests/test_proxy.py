@@ -1,7 +1,10 @@
 """The proxy is repeatable, pairs base and candidate, opens gates, writes nothing beside the data and reaches for no network."""
 
 import hashlib
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +145,27 @@ def test_nothing_is_written_beside_the_data_and_nothing_is_asked_of_the_network(
     proxy.train(training(lists, tmp_path, epochs=1), model())
     assert {f: f.stat().st_mtime_ns for f in digits.parent.rglob("*")} == before
     assert no_network == []
+
+
+ASK_NOBODY = """
+import socket, sys
+def refuse(*address, **_):
+    raise SystemExit(f"asked the network: {address}")
+socket.getaddrinfo = refuse
+socket.socket.connect = refuse
+import importlib
+importlib.import_module(sys.argv[1])
+from ultralytics.utils import ONLINE
+from ultralytics.utils.events import events
+assert not ONLINE and not events.enabled
+"""
+
+
+@pytest.mark.parametrize("module", ["nas_attn.train", "nas_attn.plan", "nas_attn.dataset", "nas_attn.evaluate"])
+def test_no_import_asks_the_network(module: str, tmp_path: Path) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("YOLO_")} | {"YOLO_CONFIG_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", ASK_NOBODY, module], env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 class Exhausted(nn.Module):

@@ -284,7 +284,7 @@ def test_a_resolved_space_is_the_same_after_its_yaml() -> None:
 
 
 def test_every_family_and_the_toy_are_shipped() -> None:
-    assert set(shipped()) == {"toy", *(f"{family}-five" for family in FAMILIES)}
+    assert set(shipped()) == {"toy", "yolo11-cpu", *(f"{family}-five" for family in FAMILIES)}
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))

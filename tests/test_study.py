@@ -193,7 +193,7 @@ def test_many_slots_are_kept_busy_and_evaluate_the_same_set_in_any_order(tmp_pat
     assert _require_law_6(tmp_path / "four", 12) == alone
     assert pool.largest == 4
     assert all(task.exclusive == (task.kind == "measure") for task in pool.seen)
-    assert {task.deadline_s for task in pool.seen if task.kind != "fit"} == {study.DEADLINE_S}
+    assert all(task.deadline_s >= study.DEADLINE_S for task in pool.seen if task.kind != "fit")
 
 
 @pytest.mark.parametrize("kind", ["measure", "train", "fit"])

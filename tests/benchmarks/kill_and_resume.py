@@ -71,12 +71,13 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--after", type=float, default=0.1, help="share of the expected length before which nothing is killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--study", type=Path, default=Path("runs/kill-and-resume"))
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    moments = sorted(rng.uniform(0.1, 0.9) * 60 * options.minutes for _ in range(options.kills))
+    moments = sorted(rng.uniform(options.after, 0.95) * 60 * options.minutes for _ in range(options.kills))
     waits: list[float | None] = [b - a for a, b in zip([0.0, *moments], moments, strict=False)]
     command = [str(Path(sys.executable).with_name("nas-attn")), "search", options.space, "--data", str(options.data)]
     command += ["--trials", str(options.trials), "--out", str(options.study)]
