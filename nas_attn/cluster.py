@@ -144,10 +144,20 @@ def _has_token() -> bool:
 
 def _private_folder() -> Path:
     """A new folder that only this user may enter, with a path short enough for Ray's sockets."""
+    prefix = f"{_FOLDER_PREFIX}{os.getpid()}-"
     for root in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if len(root) + len(_FOLDER_PREFIX) + 9 <= _SOCKET_ROOM and os.access(root, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=root))
+        if len(root) + len(prefix) + 9 <= _SOCKET_ROOM and os.access(root, os.W_OK):
+            sweep(Path(root))
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
     raise PoolError(f"Ray's sockets need a writable temporary folder of at most {_SOCKET_ROOM} characters; set TMPDIR to a shorter one.")
+
+
+def sweep(root: Path) -> None:
+    """Remove this user's folders whose process was killed before it could: logs, dead sockets, and a token that opens nothing any more."""
+    for folder in root.glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists() and folder.is_dir() and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_processes(family: Mapping[int, str], patience_s: float = 5.0) -> None:

@@ -75,6 +75,7 @@ def test_bad_input_leaves_no_half_done_study(tmp_path: Path, digits: Path) -> No
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_study_reports_picks_and_exports(tiny_study: Path, tmp_path: Path) -> None:
     for name in ("report.html", "front.png", "front.csv", "trials.csv", "space.yaml", "study.db"):
         assert (tiny_study / name).stat().st_size > 0
@@ -92,6 +93,7 @@ def test_a_finished_study_reports_picks_and_exports(tiny_study: Path, tmp_path: 
     assert (wrong.returncode, "must be one of 0..2" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_finished_search_run_again_trains_nothing(tiny_study: Path, digits: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in tiny_study.glob("trials/*/*/*/outcome.json")}
     options = ("--trials", 3, "--out", tiny_study, "--pool", "inline", "--device", "cpu")
@@ -100,6 +102,7 @@ def test_the_finished_search_run_again_trains_nothing(tiny_study: Path, digits: 
     assert {f: f.stat().st_mtime_ns for f in tiny_study.glob("trials/*/*/*/outcome.json")} == before
 
 
+@pytest.mark.slow
 def test_changed_settings_are_refused_with_both_values(tiny_study: Path, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY_SPACE.replace("base_seeds: 2", "base_seeds: 3"))
     changed = run("search", tmp_path / "tiny.yaml", "--data", digits, "--out", tiny_study, "--pool", "inline", "--device", "cpu")
@@ -108,6 +111,7 @@ def test_changed_settings_are_refused_with_both_values(tiny_study: Path, digits:
     assert (tiny_study / "space.yaml").read_text().count("base_seeds: 2") == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_would_cost(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY_SPACE)
     dry = run("search", "tiny.yaml", "--data", digits, "--dry-run", "--device", "cpu", cwd=tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nas_attn import cluster
-from nas_attn.cluster import Cluster, no_interrupt
+from nas_attn.cluster import Cluster, no_interrupt, sweep
 from nas_attn.errors import PoolError
 
 
@@ -96,3 +96,18 @@ def test_a_family_is_found_by_its_folder_and_ended(tmp_path: Path) -> None:
         assert parent.wait() == -signal.SIGKILL
         assert stranger.poll() is None
         stranger.kill()
+
+
+def test_folders_of_killed_drivers_are_swept_and_others_stay(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = {
+        f"nas-attn-{gone.pid}-abc": False,
+        f"nas-attn-{os.getpid()}-abc": True,
+        "nas-attn-abcdefgh": True,
+        f"other-{gone.pid}-abc": True,
+    }
+    for name in names:
+        (tmp_path / name / "session").mkdir(parents=True)
+    sweep(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names

@@ -22,6 +22,11 @@ CLASSES = 3
 NAMES = ("a", "b", "c")
 
 
+def quick(*names: str) -> list[object]:
+    """Every family, all but these marked slow."""
+    return [family if family in names else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+
+
 def outputs(model: nn.Module, side: int = 64) -> list[Tensor]:
     image_BCHW = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     found: list[Tensor] = []
@@ -65,7 +70,7 @@ def bases() -> dict[str, tuple[object, str, nn.Module]]:
     return built
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick("yolov8n", "yolo26n"))
 def test_every_module_at_every_named_site_leaves_the_output_as_it_was(family: str, bases: dict) -> None:
     graph, scale, base = bases[family]
     expected = outputs(base)
@@ -107,7 +112,7 @@ def test_a_wrong_map_of_rows_is_noticed(bases: dict) -> None:
         detector.move_weights(model, base.state_dict(), range(len(graph.rows)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick("yolo11n"))
 def test_the_loss_reaches_every_gate_and_after_one_step_every_weight(family: str, bases: dict) -> None:
     graph, scale, base = bases[family]
     sites = [site for site in detector.sites(graph, scale) if site.names][:5]

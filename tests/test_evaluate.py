@@ -1,20 +1,23 @@
 """A worker answers in JSON, names the stage of every failure, and leaves a whole outcome file behind each training."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from nas_attn import evaluate
+from nas_attn import evaluate, latency
 from nas_attn.architecture import Architecture, Placement
+from nas_attn.attention.halo import HaloAttention
 from nas_attn.errors import InputError
 from nas_attn.outcome import Failure, Job, Measured, Recipe, outcome_from_dict, read_outcome_file
 from nas_attn.plan import load_setup
 from nas_attn.record import load_study
 from nas_attn.records import record
 from nas_attn.setup import Setup, resolved_device
+
+pytestmark = pytest.mark.slow  # they share one small real study
 
 LSKA = Placement(4, "LSKA", record("LSKA").complete({}))
 
@@ -70,6 +73,68 @@ def test_costs_come_with_latency_and_one_bad_candidate_spoils_no_other(setup: Se
     assert added * 1e6 == pytest.approx(record("LSKA").parameters(128, {}))
     assert candidate["cost"]["gmacs"] > base["cost"]["gmacs"]
     assert candidate["cost"]["latency"]["low"] <= candidate["cost"]["latency"]["ratio"] <= candidate["cost"]["latency"]["high"]
+
+
+def test_a_candidate_that_cannot_be_timed_spoils_no_other(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = latency.measure
+    halo = Placement(4, "HaloAttention", record("HaloAttention").complete({}))
+
+    def short_of_memory(base: object, candidates: list, **options: object) -> list:
+        if any(isinstance(m, HaloAttention) for model in candidates for m in model.modules()):
+            raise RuntimeError("out of memory (simulated)")
+        return real(base, candidates, **options)
+
+    monkeypatch.setattr(latency, "measure", short_of_memory)
+    wanted = [Architecture(setup.base, (LSKA,)), Architecture(setup.base, (halo,))]
+    good, bad = ask("measure", setup, architectures=[a.to_dict() for a in wanted])["costs"]
+    assert good["cost"]["latency"]["ratio"] > 0
+    assert (bad["failure"]["stage"], "out of memory" in bad["failure"]["error"]) == ("latency", True)
+
+
+@pytest.mark.parametrize(("factor", "quality"), [(0.5, "gated"), (2.0, "ungated")])
+def test_a_new_calibration_counts_only_if_the_base_ran_faster_for_it(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, quality: str
+) -> None:
+    here = replace(setup, folder=str(tmp_path))
+    (tmp_path / "base").symlink_to(Path(setup.folder) / "base")
+    ask("measure", setup, architectures=[Architecture(setup.base, (LSKA,)).to_dict()])  # a gate is known from here on
+    files = {f: f.read_text() for f in (Path(setup.folder) / "base").glob("latency-gate-*.json")}
+    real = latency.measure
+
+    def refused(base: object, candidates: list, *, gate: latency.Gate, **options: object) -> list:
+        known = gate.base_ms in {json.loads(text)["base_ms"] for text in files.values()}
+        return [replace(entry, quality="ungated" if known else "gated") for entry in real(base, candidates, gate=gate, **options)]
+
+    monkeypatch.setattr(latency, "measure", refused)
+    known = latency.Gate.from_dict(json.loads(next(iter(files.values()))))
+    monkeypatch.setattr(latency, "calibrate", lambda *_, **__: replace(known, base_ms=known.base_ms * factor))
+    answer = ask("measure", here, architectures=[Architecture(setup.base, (LSKA,)).to_dict()])["costs"][0]
+    for file, text in files.items():
+        assert (file.read_text() == text) == (factor > 1)
+        file.write_text(text)
+    assert answer["cost"]["latency"]["quality"] == quality
+
+
+def test_what_is_not_finite_is_a_failure_and_is_kept(setup: Setup, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = evaluate.train_model
+
+    def overflowed(*arguments: object) -> object:
+        trained = real(*arguments)
+        return replace(trained, curve=(*trained.curve[:-1], {**trained.curve[-1], "val_loss": float("nan")}))
+
+    monkeypatch.setattr(evaluate, "train_model", overflowed)
+    job = Job(architecture=Architecture(setup.base, (LSKA,)), recipe=recipe, seed=6)
+    outcome = outcome_from_dict(ask("train", setup, job=job.to_dict()))
+    assert isinstance(outcome, Failure)
+    assert outcome.stage == "score"
+    assert read_outcome_file((job.folder(Path(setup.folder)) / "outcome.json").read_text(), job) == outcome
+
+
+def test_a_base_that_is_not_the_recipe_s_is_refused(setup: Setup, recipe: Recipe) -> None:
+    job = Job(architecture=Architecture(setup.base), recipe=replace(recipe, base="another"), seed=0)
+    outcome = outcome_from_dict(ask("train", setup, job=job.to_dict()))
+    assert isinstance(outcome, Failure)
+    assert "TransferError" in outcome.error
 
 
 def test_the_base_is_fitted_once(setup: Setup) -> None:

@@ -18,6 +18,8 @@ from nas_attn.plan import load_setup
 from nas_attn.record import load_study
 from nas_attn.records import record
 
+pytestmark = pytest.mark.slow  # they share one small real study
+
 FRESH = """
 import sys
 import nas_attn

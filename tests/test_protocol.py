@@ -40,7 +40,14 @@ def test_a_recipe_holds_the_whole_proxy_and_what_the_fit_stands_for():
 
 def test_settings_do_not_depend_on_where_the_study_lies():
     def settings(folder, **changes):
-        setup = {"folder": str(folder), "train_list": f"{folder}/lists/train.txt", "names": ("a", "b"), "weights": "/w.pt", "weights_sha256": "abc", **changes}
+        setup = {
+            "folder": str(folder),
+            "train_list": f"{folder}/lists/train.txt",
+            "names": ("a", "b"),
+            "weights": "/w.pt",
+            "weights_sha256": "abc",
+            **changes,
+        }
         return json.loads(json.dumps(study_settings(folder, _spec(), space(), setup, "tpe")))
 
     here = settings(Path("/some/where"))
