@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export YOLO_OFFLINE := true
 export YOLO_AUTOINSTALL := false
+# uv brings its own list of authorities; where the machine has one, it counts (company networks).
+SYSTEM_CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt)
+ifneq ($(SYSTEM_CERTIFICATES),)
+export SSL_CERT_FILE ?= $(SYSTEM_CERTIFICATES)
+endif
 
 .PHONY: setup demo test fast lint types format clean
 
