@@ -126,7 +126,13 @@ def load_setup(folder: Path) -> Setup:
     file = folder / SETUP
     if not file.is_file():
         raise StudyError(f"A study's folder holds {SETUP}, but {folder} does not; give the folder that `nas-attn search --out` wrote.")
-    return replace(Setup.from_dict(json.loads(file.read_text())), folder=str(folder.resolve()))
+    try:
+        setup = Setup.from_dict(json.loads(file.read_text()))
+    except (TypeError, KeyError, ValueError) as error:
+        raise StudyError(
+            f"{file} must be as this version of nas_attn writes it, but: {error}; use the version that made the study."
+        ) from error
+    return replace(setup, folder=str(folder.resolve()))
 
 
 def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
