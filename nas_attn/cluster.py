@@ -28,25 +28,39 @@ _SOCKET_ROOM = 40  # Ray puts up to 65 bytes below its folder, and a Unix socket
 _ALWAYS = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 
+_told_to_end = threading.Event()
+
+
 @contextlib.contextmanager
 def no_interrupt() -> Iterator[None]:
     """Ignore Ctrl-C and our own SIGTERM meanwhile: half a clean-up would leave processes behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    if signal.getsignal(signal.SIGTERM) is _interrupt:  # what it was before the cluster comes back with the cluster's end
+    ours = signal.getsignal(signal.SIGTERM) is _interrupt
+    if ours:  # what it was before the cluster comes back with the cluster's end
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # no cluster ended: another pool of this process goes on
+            signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(number: int, _frame: object) -> None:
     """Make SIGTERM a Ctrl-C, once: the only exception that Ray's waiting in C++ lets through (it swallows SystemExit)."""
     signal.signal(number, signal.SIG_IGN)
+    _told_to_end.set()
     raise KeyboardInterrupt
+
+
+def check_interrupt() -> None:
+    """Raise the KeyboardInterrupt of a SIGTERM that was swallowed: by Ray's C++ where it calls back, by a destructor."""
+    if _told_to_end.is_set():
+        _told_to_end.clear()
+        raise KeyboardInterrupt
 
 
 class Cluster:
@@ -103,6 +117,7 @@ class Cluster:
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
             if threading.current_thread() is threading.main_thread():  # Ray's handler would end the process before any clean-up
+                _told_to_end.clear()
                 self._undo.callback(signal.signal, signal.SIGTERM, handler)
                 signal.signal(signal.SIGTERM, _interrupt if handler is signal.SIG_DFL else handler)
             self.address = ray.get_runtime_context().gcs_address

@@ -256,7 +256,8 @@ def _site_names(graph: Graph, strides: Mapping[int, int], weights: Sequence[int]
     special = POOL_BLOCKS | SELF_ATTENTION_BLOCKS
     stage: dict[int, int] = {}
     for row in range(graph.backbone):
-        if strides.get(row, 0) >= 4 and graph.rows[row].module not in special:
+        # A padded map of 9x9 stands between two strides and is no stage.
+        if strides.get(row, 0) >= 4 and strides[row].bit_count() == 1 and graph.rows[row].module not in special:
             stage[strides[row]] = row
     for stride, row in stage.items():
         names.setdefault(row, []).append(f"P{_level(stride)}")

@@ -242,8 +242,9 @@ def _control(snapshot: Snapshot, label: str, done: Sequence[tuple[Job, Outcome]]
     found = [(job.seed, outcome.map50_95) for job, outcome in done if isinstance(outcome, Measured)]
     base, reference = base_trial(snapshot), base_score(snapshot)
     score = statistics.fmean(value for _, value in found) if found else None
-    known = score is not None and reference is not None and base is not None
-    difference = _paired(scores(base), found, score - reference) if known else None  # type: ignore[arg-type, operator]
+    difference = None
+    if base is not None and score is not None and reference is not None:
+        difference = _paired(scores(base), found, score - reference)
     sigmas = in_sigmas(snapshot, difference)
     errors = tuple(f"{o.stage}: {o.error}" for o in outcomes if isinstance(o, Failure))
     return Control(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from nas_attn.cluster import Cluster, no_interrupt
+from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
 from nas_attn.schedule import Plan, Seat, assign, available_cpus, check_options, plan_cluster
 
@@ -27,6 +27,8 @@ RESULT_LIMIT = 16 * 2**20
 
 START_TIMEOUT_S = 180.0
 _START_FAILURES = 3
+POLL_S = 1.0
+"""How often a waiting driver looks whether it was told to end."""
 _QUIET = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false", "RAY_USAGE_STATS_ENABLED": "0"}
 
 Serve = Callable[[str, str], str]
@@ -289,7 +291,8 @@ class RayPool(Pool):
             self._dispatch()
             if not self._queue and all(slot.task is None for slot in self._slots):
                 return []
-            done = self._collect(end)
+            check_interrupt()
+            done = self._collect(min(end, time.monotonic() + POLL_S))
             if done or time.monotonic() >= end:
                 return done
 
@@ -310,7 +313,8 @@ class RayPool(Pool):
         for slot in self._slots:
             self._start(slot)
         while any(slot.ref is not None for slot in self._slots):
-            self._collect(math.inf)
+            check_interrupt()
+            self._collect(time.monotonic() + POLL_S)
         self._warm = True
 
     def _start(self, slot: _Slot) -> None:

@@ -104,7 +104,7 @@ class ProxyTrainer(NasTrainer):
 
     def __init__(self, training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None] | None = None) -> None:
         self.training = training
-        self.new_lr_scale = training.new_lr_scale  # type: ignore[misc]
+        self.new_lr_scale = training.new_lr_scale
         self.curve: list[Epoch] = []
         self.on_epoch = on_epoch
         super().__init__(overrides=arguments(training))

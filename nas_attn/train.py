@@ -8,7 +8,7 @@ their own, without weight decay and without Muon, which would pull a gate to zer
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
@@ -27,7 +27,7 @@ WEIGHTS = "weights.pt"
 class NasTrainer(DetectionTrainer):  # type: ignore[misc]
     """A detection trainer that knows inserted attention. `new_lr_scale` multiplies the learning rate of inserted modules."""
 
-    new_lr_scale: ClassVar[float] = 1.0
+    new_lr_scale = 1.0
 
     def get_model(self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
         """The model of `cfg`; where `cfg` is an exported YAML with `weights.pt` beside it, with those weights.

@@ -111,3 +111,16 @@ def test_folders_of_killed_drivers_are_swept_and_others_stay(tmp_path):
         (tmp_path / name / "session").mkdir(parents=True)
     sweep(tmp_path)
     assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_clean_up_that_ends_no_cluster_leaves_sigterm_as_it_was():
+    before = signal.signal(signal.SIGTERM, cluster._interrupt)
+    try:
+        with no_interrupt():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is cluster._interrupt
+        with no_interrupt():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as the end of a cluster gives it back
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)

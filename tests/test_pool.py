@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,17 @@ def test_ray_round_trip_in_warm_workers(pool: RayPool) -> None:
     again = result(run_all(pool, task("again", "echo"))["again"])
     assert again["pid"] in pids
     assert again["calls"] > 1
+
+
+def test_a_sigterm_that_a_library_swallowed_still_ends_the_wait(pool: RayPool) -> None:
+    pool.submit(task("slow", "sleep", seconds=20))
+    swallowed = threading.Timer(0.5, cluster._told_to_end.set)  # what the handler leaves when its exception is lost
+    swallowed.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pool.wait(None)
+    assert time.monotonic() - start < 15
+    assert [item.key for item in pool.wait(None)] == ["slow"]
 
 
 def test_workers_are_quiet_and_single_threaded(pool: RayPool) -> None:
