@@ -361,7 +361,9 @@ def test_a_stopped_worker_is_killed_at_its_deadline(pool: RayPool) -> None:
 
 
 DRIVER = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a parent that ignores it hands that down
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
 from pathlib import Path
 from nas_attn import cluster, pool
 with pool.RayPool("pool_targets:serve") as workers:
