@@ -71,6 +71,7 @@ class Cluster:
         self._folder: Path | None = None
         self._family: dict[int, str] = {}
         self._undo = contextlib.ExitStack()
+        self._sigterm: Any = None
 
     def start(self, cpus: int) -> list[dict[str, Any]]:
         """Start a local cluster that only holders of a new token can reach; its nodes."""
@@ -107,7 +108,11 @@ class Cluster:
     def close(self) -> None:
         """Undo everything, last step first."""
         self._family = _family(self._folder) if self._folder else {}  # whose processes they are can be told only while they run
-        self._undo.close()
+        try:
+            self._undo.close()
+        finally:  # last, or an impatient second SIGTERM would end the process in the middle of its clean-up
+            if self._sigterm is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._sigterm)
 
     def _connect(self, **options: Any) -> list[dict[str, Any]]:
         import ray
@@ -118,7 +123,7 @@ class Cluster:
             ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
             if threading.current_thread() is threading.main_thread():  # Ray's handler would end the process before any clean-up
                 _told_to_end.clear()
-                self._undo.callback(signal.signal, signal.SIGTERM, handler)
+                self._sigterm = handler
                 signal.signal(signal.SIGTERM, _interrupt if handler is signal.SIG_DFL else handler)
             self.address = ray.get_runtime_context().gcs_address
             return list(ray.nodes())
