@@ -18,7 +18,7 @@ from nas_attn.records import MODULES
 
 TASKS = "ultralytics.nn.tasks"
 PREFIX = "nas_attn."
-CONTROLS = {"Blur": "control:Blur"}
+CONTROLS = {"Blur": "nas_attn.attention.control:Blur"}
 """Changes that are known to hurt, by name: no search space may hold them, but a positive control inserts them."""
 
 
@@ -36,9 +36,9 @@ def register() -> None:
 
 
 def attention_class(target: str) -> Any:
-    """The class behind a record's `file:Class`."""
-    file, _, name = target.partition(":")
-    return getattr(importlib.import_module(f"nas_attn.attention.{file}"), name)
+    """The class behind a record's `module:Class`."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def register_on_import() -> None:

@@ -15,9 +15,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from nas_attn.architecture import Param
 from nas_attn.arguments import problem as argument_problem
+from nas_attn.blueprint import ModuleRecord
 from nas_attn.document import read, write
 from nas_attn.errors import SpaceError, nearest
-from nas_attn.records import MODULES, ModuleRecord
+from nas_attn.records import MODULES
 from nas_attn.space import SearchSpace, Site, combinations, resolve
 
 LARGEST_PRODUCT = 10_000

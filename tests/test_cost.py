@@ -164,7 +164,7 @@ def test_einsum_counts_the_axes_of_a_contraction(equation: str, shapes: list[tup
 @pytest.mark.parametrize("size", [(20, 20), (5, 13)])
 def test_attention_modules_have_the_formula_of_their_record(name: str, size: tuple[int, int]) -> None:
     file, _, cls = record(name).target.partition(":")
-    module = getattr(importlib.import_module(f"nas_attn.attention.{file}"), cls)(32)
+    module = getattr(importlib.import_module(file), cls)(32)
     # A record counts products of maps and weights only; LIA enlarges its heat map besides, with four weights an element.
     resized = 4 * 32 * math.prod(size) if name == "LIA" else 0
     assert macs(module, 1, 32, *size) == record(name).macs_count(32, *size, {}) + resized

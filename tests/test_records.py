@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from nas_attn.blueprint import Hyperparameter, ModuleRecord
 from nas_attn.errors import SpaceError
-from nas_attn.records import MODULES, Hyperparameter, ModuleRecord, evaluate, record
+from nas_attn.formula import evaluate
+from nas_attn.records import MODULES, record
 
 # Parameters of the bare mechanisms as their reference implementations have them: name, channels, hyperparameters, count.
 REFERENCE_PARAMETERS = [
@@ -202,7 +204,7 @@ def test_two_records_of_one_name_are_refused() -> None:
     from nas_attn import records
 
     with pytest.raises(SpaceError, match="must have a name of its own"):
-        records._table(record("LIA"), record("LIA"))
+        records._table([record("LIA"), record("LIA")])
 
 
 def test_macs_do_not_depend_on_defaults_being_written_out() -> None:

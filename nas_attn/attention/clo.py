@@ -87,7 +87,3 @@ class CloAttention(Gated):
         parts = [part(x_BCHW) for part in (self.local, self.pooled) if part is not None]
         out: Tensor = self.project(torch.cat(parts, 1))
         return out
-
-    def branch(self, x_BCHW: Tensor) -> Tensor:
-        """m(x)."""
-        return self.mechanism(x_BCHW)

@@ -56,7 +56,3 @@ class DoubleAttention(Gated):
         mixed_BmN = descriptors_Bmn @ vectors.to(features.dtype)
         out: Tensor = self.reconstruct(mixed_BmN.reshape(features.shape))
         return out
-
-    def branch(self, x_BCHW: Tensor) -> Tensor:
-        """m(x)."""
-        return self.mechanism(x_BCHW)

@@ -4,6 +4,7 @@ Shapes: x_BCHW with B images, C channels, H rows, W columns.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,17 @@ class Gated(nn.Module, ABC):
     """A mechanism m behind a gate that is closed at first: `y = x + g * A(x)`, with one g a channel, zero at the start.
 
     Rule: A(x) is m(x) or m(x) - x, as the mechanism's record says, so that g = 1 gives the published form with or without residual.
-    A must be finite: 0 * A(x) is then zero and y equals x bit for bit.
+    A must be finite: 0 * A(x) is then zero and y equals x bit for bit. A must not be zero at the start: with the gate closed as well,
+    neither would ever learn, so that published initializations of the last layer with zeros are not taken over.
     Shapes: x_BCHW -> y_BCHW, same type and device, any B, H, W >= 1.
     The gate is stored in one dimension and as a "bias", because Ultralytics' optimizers pull parameters without that word in their
     name towards zero (weight decay) and make unit-norm updates to those of two or four dimensions (Muon).
     Source: ReZero is All You Need, UAI 2021, arXiv 2003.04887 (a zero scalar a layer; here one a channel).
     Checked: identity bit for bit in every type, gradients of the gate at the first step and of the weights after it.
     """
+
+    replaces: ClassVar[bool] = False
+    """Whether m(x) takes the place of x, so that A(x) = m(x) - x, instead of being added to it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,9 +47,10 @@ class Gated(nn.Module, ABC):
     def mechanism(self, x_BCHW: Tensor) -> Tensor:
         """m(x): the published mechanism without gate; shape kept."""
 
-    @abstractmethod
     def branch(self, x_BCHW: Tensor) -> Tensor:
-        """A(x): what the gate multiplies; shape kept."""
+        """A(x): what the gate multiplies; shape kept. A mechanism with a shortcut of its own gives what it adds, without a detour."""
+        y = self.mechanism(x_BCHW)
+        return y - x_BCHW if self.replaces else y
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """x + g * A(x)."""

@@ -81,7 +81,3 @@ class HaloAttention(Gated):
         y = y.permute(0, 1, 4, 2, 5, 3).reshape(B, n * d, H + below, W + right)[..., :H, :W]
         out: Tensor = self.to_out(y)
         return out
-
-    def branch(self, x_BCHW: Tensor) -> Tensor:
-        """m(x)."""
-        return self.mechanism(x_BCHW)

@@ -42,6 +42,8 @@ class LIA(Gated):
     least 7 x 7: the branch for small maps is fixed at export.
     """
 
+    replaces = True
+
     def __init__(self, channels: int, f: int = 16) -> None:
         record("LIA").resolve(channels, {"f": f})
         super().__init__(channels)
@@ -69,7 +71,3 @@ class LIA(Gated):
         heat = self.heat(x_BCHW).to(x_BCHW.dtype)
         weight = functional.interpolate(heat, size=x_BCHW.shape[-2:], mode="bilinear", align_corners=False)
         return x_BCHW * weight * torch.sigmoid(x_BCHW[:, :1])
-
-    def branch(self, x_BCHW: Tensor) -> Tensor:
-        """m(x) - x."""
-        return self.mechanism(x_BCHW) - x_BCHW

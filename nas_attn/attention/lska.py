@@ -33,6 +33,8 @@ class LSKA(Gated):
     product saturates; the convolutions themselves can overflow, as the detector's own can.
     """
 
+    replaces = True
+
     def __init__(self, channels: int, k_size: int = 7, use_proj: bool = False) -> None:
         values = record("LSKA").resolve(channels, {"k_size": k_size, "use_proj": use_proj})
         super().__init__(channels)

@@ -1,0 +1,1 @@
+"""The records of all mechanisms, a file a family; `nas_attn.records` joins them into one table."""
