@@ -69,6 +69,7 @@ class ModuleRecord:
     `params` counts the bare mechanism's parameters, without the gate; `macs` its multiply-accumulates for one image of H x W, element-wise
     operations, pooling and resampling not counted; both are None for a module of the user's that gives no formula.
     `onnx` is what an export can leave open: `dynamic` the batch, height and width, `static` nothing.
+    `unseen` names parameters that no loss can see, such as a bias that a softmax cancels.
     `arxiv`, `reference` (repository@commit) and `licence` (the reference's) are empty where there is none.
     """
 
@@ -89,6 +90,7 @@ class ModuleRecord:
     derived: tuple[tuple[str, str], ...] = ()
     map_constraints: tuple[tuple[str, str], ...] = ()
     onnx: Literal["dynamic", "static"] = "dynamic"
+    unseen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = {"C", *(hyper.name for hyper in self.hyperparameters)}

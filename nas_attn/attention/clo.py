@@ -51,9 +51,9 @@ class PooledBranch(nn.Module):
         """x_BCHW -> (B, L, H, W). The fused kernel keeps its softmax in single precision and scales by 1 / sqrt(d)."""
         B, _, H, W = x_BCHW.shape
         # It also needs channels last in memory; without that it falls back to writing out all N x (N / window^2) weights.
-        q = self.to_q(x_BCHW).flatten(2).unflatten(1, (self.heads, -1)).mT.contiguous()
-        k, v = self.to_kv(self.pooled(x_BCHW)).flatten(2).unflatten(1, (2, self.heads, -1)).mT.contiguous().unbind(1)
-        return functional.scaled_dot_product_attention(q, k, v).mT.reshape(B, -1, H, W)
+        q = self.to_q(x_BCHW).flatten(2).unflatten(1, (self.heads, -1)).transpose(-2, -1).contiguous()
+        k, v = self.to_kv(self.pooled(x_BCHW)).flatten(2).unflatten(1, (2, self.heads, -1)).transpose(-2, -1).contiguous().unbind(1)
+        return functional.scaled_dot_product_attention(q, k, v).transpose(-2, -1).reshape(B, -1, H, W)
 
 
 class CloAttention(Gated):

@@ -52,7 +52,7 @@ class DoubleAttention(Gated):
         """Gather, distribute, reconstruct."""
         features = self.features(x_BCHW)
         maps, vectors = self.attentions(x_BCHW)
-        descriptors_Bmn = features.flatten(2) @ maps.to(features.dtype).mT
+        descriptors_Bmn = features.flatten(2) @ maps.to(features.dtype).transpose(-2, -1)
         mixed_BmN = descriptors_Bmn @ vectors.to(features.dtype)
         out: Tensor = self.reconstruct(mixed_BmN.reshape(features.shape))
         return out

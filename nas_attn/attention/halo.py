@@ -63,7 +63,7 @@ class HaloAttention(Gated):
         rows = torch.einsum("bnprcd,rvd->bnprcv", q_6, self.rel_rows[self.offsets])
         columns = torch.einsum("bnprcd,cvd->bnprcv", q_6, self.rel_columns[self.offsets])
         relative = saturate(rows).float().unsqueeze(-1) + saturate(columns).float().unsqueeze(-2)
-        return saturate(q_BnPqd @ k_BnPkd.mT).float() + relative.reshape(B, n, P, q, window * window)
+        return saturate(q_BnPqd @ k_BnPkd.transpose(-2, -1)).float() + relative.reshape(B, n, P, q, window * window)
 
     def mechanism(self, x_BCHW: Tensor) -> Tensor:
         """Blocked self-attention and its output projection."""
@@ -76,7 +76,7 @@ class HaloAttention(Gated):
         q = q.reshape(B, n, d, side * side, P).permute(0, 1, 4, 3, 2) * d**-0.5
         keys, values = self.windows(self.to_kv(x_BCHW), below, right).reshape(B, 2, n, d, k, P).permute(1, 0, 2, 5, 4, 3)
         outside = self.windows(torch.zeros_like(x_BCHW[:1, :1], dtype=torch.float32), below, right, value=1.0)
-        attention = (self.logits(q, keys) + MASKED * outside.mT.reshape(1, 1, P, 1, k)).softmax(-1)
+        attention = (self.logits(q, keys) + MASKED * outside.transpose(-2, -1).reshape(1, 1, P, 1, k)).softmax(-1)
         y = (attention.to(values.dtype) @ values).permute(0, 1, 4, 3, 2).reshape(B, n * d, side, side, tall, wide)
         y = y.permute(0, 1, 4, 2, 5, 3).reshape(B, n * d, H + below, W + right)[..., :H, :W]
         out: Tensor = self.to_out(y)

@@ -68,6 +68,7 @@ _DOUBLE = ModuleRecord(
     arxiv="1810.11579",
     reference="xmu-xiaoma666/External-Attention-pytorch@d75848e",
     licence="MIT",
+    unseen=("gather.bias",),  # a softmax over positions does not see what is added to all of them
     note="Gathers c_n global descriptors and hands them out to every position; the lightest global attention here.",
 )
 
