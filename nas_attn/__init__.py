@@ -17,19 +17,23 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 if TYPE_CHECKING:
     from nas_attn.architecture import Architecture, Placement
+    from nas_attn.attention.gate import Gated
+    from nas_attn.custom import mechanism
     from nas_attn.record import load_study
     from nas_attn.space import SearchSpace
     from nas_attn.spec import SpaceSpec
     from nas_attn.study import run
 
-__all__ = ["Architecture", "Placement", "SearchSpace", "SpaceSpec", "load_study", "register", "run"]
+__all__ = ["Architecture", "Gated", "Placement", "SearchSpace", "SpaceSpec", "load_study", "mechanism", "register", "run"]
 
 _HOMES = {
     "Architecture": "architecture",
+    "Gated": "attention.gate",
     "Placement": "architecture",
     "SearchSpace": "space",
     "SpaceSpec": "spec",
     "load_study": "record",
+    "mechanism": "custom",
     "run": "study",
 }
 

@@ -31,6 +31,7 @@ Study = Annotated[Path, typer.Argument(help="A study's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 Rule = Annotated[str, typer.Option("--rule", help="knee, best, fastest or 1se.")]
 MaxRatio = Annotated[float | None, typer.Option("--max-latency-ratio", help="Only what is at most this slow, the base being 1.")]
+Imports = Annotated[list[str] | None, typer.Option("--import", help="A module of yours whose @mechanism classes join the table.")]
 StorageUrl = Annotated[
     str | None, typer.Option("--storage", envvar="NAS_ATTN_STORAGE", help="URL of the study's storage; default: SQLite in its folder.")
 ]
@@ -126,16 +127,24 @@ def modules(as_json: AsJson = False) -> None:
 
 @_command
 def check(
-    model: Annotated[Path, typer.Argument(help="Any YOLO YAML.")],
+    model: Annotated[Path | None, typer.Argument(help="Any YOLO YAML.")] = None,
     scale: Annotated[str | None, typer.Option(help="The scale letter to check for; default: that of the file's name.")] = None,
+    module: Annotated[str | None, typer.Option(help="Hold this attention module to the library's contract instead.")] = None,
+    imports: Imports = None,
 ) -> None:
-    """Lint a model YAML: references, attention that no head reads, channel arguments, unknown names. Exit code 1 if anything is found."""
+    """Lint a model YAML (references, attention that no head reads, channel arguments, unknown names), or hold an attention module to the
+    contract of the library. Exit code 1 if anything is found.
+    """
     from nas_attn.document import read
     from nas_attn.graph import lint_yaml
     from nas_attn.registration import names
 
-    if not model.is_file():
-        raise InputError(f"`check` needs a file, but {model} is none; give the path of a model YAML.")
+    _import(imports)
+    if module is not None:
+        _check_module(module)
+        return
+    if model is None or not model.is_file():
+        raise InputError(f"`check` needs a file, but {model} is none; give the path of a model YAML, or --module NAME.")
     findings = lint_yaml(read(model.read_bytes(), str(model)), names(), scale)
     for finding in findings:
         console.print(f"{model}: row {finding.row}: {finding.code}: {finding.message}", markup=False, soft_wrap=True)
@@ -160,6 +169,7 @@ def search(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     score_on: Annotated[str, typer.Option(help="search_val (a share of the training images) or val (your own; flagged).")] = "search_val",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost here.")] = False,
+    imports: Imports = None,
 ) -> None:
     """Search a space on a data set; stopped at any point, the same command goes on."""
     from nas_attn import detector, plan, report, study
@@ -169,6 +179,7 @@ def search(
     from nas_attn.spec import SpaceSpec
 
     detector.silence()
+    _import(imports)
     if dry_run:
         _dry_run(space, data, weights, trials, workers, device, score_on)
         return
@@ -223,6 +234,7 @@ def export(
     max_latency_ratio: MaxRatio = None,
     scale: Annotated[str | None, typer.Option(help="Another scale letter; the export then has no weights.")] = None,
     storage: StorageUrl = None,
+    imports: Imports = None,
 ) -> None:
     """A winner as Ultralytics YAML, weights, card and training script."""
     from nas_attn import detector
@@ -231,6 +243,7 @@ def export(
     from nas_attn.plan import load_setup
 
     detector.silence()
+    _import(imports)
     snapshot = _load(folder, storage)
     if trial is None:
         choice = chooser.pick(snapshot, rule, max_latency_ratio)
@@ -251,12 +264,42 @@ def train(
     folder: Annotated[Path, typer.Argument(help="A folder that `nas-attn export` wrote.")],
     data: Data,
     settings: Annotated[list[str] | None, typer.Argument(help="Ultralytics' arguments: epochs=100 imgsz=640 device=0,1 ...")] = None,
+    imports: Imports = None,
 ) -> None:
     """Train an export in full, from its weights, with all of Ultralytics' arguments."""
     from nas_attn.train import train_export
 
+    _import(imports)
     saved = train_export(folder, str(data), settings or [])
     console.print(f"Trained: {saved}", markup=False)
+
+
+def _import(modules: list[str] | None) -> None:
+    """The user's own files, found from the current folder as by `python -m`; only the command line can name them."""
+    from nas_attn import custom
+
+    custom.load(modules or [], str(Path.cwd()))
+
+
+def _check_module(name: str) -> None:
+    from nas_attn import contract
+    from nas_attn.records import record
+
+    entry, checks = record(name), contract.all_checks()
+    broken = 0
+    for number, params in enumerate(contract.variants(entry)):
+        case = contract.Case(name, params)
+        # Compiling and exporting take seconds, and other values hardly ever matter to them.
+        for check, findings in contract.run(case, contract.CHECKS if number else checks).items():
+            broken += bool(findings)
+            for line in findings or (["holds"] if not number else []):
+                given = ", ".join(f"{key}={value}" for key, value in params.items())
+                console.print(f"{name}({given}): {check}: {line}", markup=False, soft_wrap=True)
+    if left_out := contract.SLOW.keys() - checks.keys():
+        console.print(f"Not checked, because onnx, onnxscript and onnxruntime are not all installed: {', '.join(sorted(left_out))}")
+    if broken:
+        raise typer.Exit(1)
+    console.print(f"{name}: the contract holds.", markup=False)
 
 
 def _typed(name: str, *arguments: str, **options: object) -> str:

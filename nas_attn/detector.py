@@ -18,7 +18,7 @@ from nas_attn.architecture import Architecture
 from nas_attn.errors import GraphError, InputError, TransferError, nearest
 from nas_attn.graph import Edit, Graph, insert
 from nas_attn.records import record
-from nas_attn.registration import CONTROLS, PREFIX, register
+from nas_attn.registration import CONTROLS, register, yaml_name
 from nas_attn.space import Site
 
 State = Mapping[str, Tensor]
@@ -102,7 +102,7 @@ def insert_architecture(graph: Graph, architecture: Architecture) -> Edit:
     rows: dict[int, tuple[str, Sequence[Any]]] = {}
     for placement in architecture.placements:
         values = [] if placement.module in CONTROLS else record(placement.module).args(dict(placement.params))
-        rows[placement.layer] = (PREFIX + placement.module, ["c2", *values])
+        rows[placement.layer] = (yaml_name(placement.module), ["c2", *values])
     return insert(graph, rows)
 
 

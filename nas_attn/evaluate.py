@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas_attn import cost, latency
+from nas_attn import cost, custom, latency
 from nas_attn.architecture import Architecture
 from nas_attn.detector import build, build_architecture, load_weights, silence
 from nas_attn.errors import InputError, TransferError
@@ -34,6 +34,7 @@ def serve(kind: str, payload: str) -> str:
     silence()
     task = json.loads(payload)
     setup = Setup.from_dict(task["setup"])
+    custom.load(setup.imports, setup.import_folder)
     if kind == "fit":
         return json.dumps(fit(setup), allow_nan=False)
     if kind == "measure":

@@ -142,8 +142,12 @@ def _header(snapshot: Snapshot, trial: Trial, setup: Setup) -> str:
     return (
         f"# {setup.base} with {trial.architecture}; rows are numbered after the insertion.\n"
         f"# Exported by nas_attn {version('nas-attn')} from study {snapshot.name}, trial {trial.number}; see card.md.\n"
-        "# Derived from a model file of Ultralytics (AGPL-3.0). Run `import nas_attn` before Ultralytics builds it.\n\n"
+        f"# Derived from a model file of Ultralytics (AGPL-3.0). Run `{_imports(setup)}` before Ultralytics builds it.\n\n"
     )
+
+
+def _imports(setup: Setup) -> str:
+    return f"import {', '.join(('nas_attn', *setup.imports))}"
 
 
 def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weights: Path | None, reason: str) -> dict[str, Any]:
@@ -151,6 +155,8 @@ def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weigh
     sigma = pick.sigma(snapshot)
     return {
         "yaml": yaml_name,
+        "imports": setup.imports,
+        "import_line": _imports(setup),
         "base": setup.base,
         "architecture": str(trial.architecture),
         "reason": reason,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas_attn import data, proxy
+from nas_attn import custom, data, proxy
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.detector import build, load_base, load_weights, sites
 from nas_attn.errors import DataError, InputError, StudyError, nearest
@@ -113,6 +113,8 @@ def prepare(
         latency=spec.latency.model_dump(mode="json"),
         device=resolved_device(device),
         seed=spec.seed,
+        imports=tuple(custom.sources()),
+        import_folder=str(Path.cwd()) if custom.sources() else "",
     )
     return Plan(spec=spec, space=space, setup=setup, controls=_controls(spec, available), train=train, scored=scored)
 

@@ -34,3 +34,15 @@ def record(name: str) -> ModuleRecord:
     if name not in MODULES:
         raise SpaceError(f"A module must be in the table, but got {name!r}; {nearest(name, MODULES)}")
     return MODULES[name]
+
+
+def adopt(entry: ModuleRecord) -> None:
+    """Add a user's record; the same class again, as after a reload, replaces it.
+
+    Raises:
+        SpaceError: the table has another module of that name.
+    """
+    known = _TABLE.get(entry.name)
+    if known is not None and known.target != entry.target:
+        raise SpaceError(f"A module's name must be free, but {entry.name!r} is {known.target} already; rename {entry.target}.")
+    _TABLE[entry.name] = entry

@@ -22,9 +22,16 @@ CONTROLS = {"Blur": "nas_attn.attention.control:Blur"}
 """Changes that are known to hurt, by name: no search space may hold them, but a positive control inserts them."""
 
 
+def yaml_name(name: str) -> str:
+    """What a YAML calls a module: `nas_attn.LSKA`, or `my_pkg.my_file.MyAttention` for a user's, which says what to import."""
+    if name in CONTROLS or MODULES[name].target.startswith(PREFIX):
+        return PREFIX + name
+    return MODULES[name].target.replace(":", ".")
+
+
 def names() -> tuple[str, ...]:
     """The names that a YAML may use, `nas_attn.CloAttention` and so on."""
-    return tuple(PREFIX + name for name in sorted([*MODULES, *CONTROLS]))
+    return tuple(sorted(map(yaml_name, [*MODULES, *CONTROLS])))
 
 
 def register() -> None:
@@ -32,7 +39,12 @@ def register() -> None:
     tasks = importlib.import_module(TASKS)
     targets = {name: record.target for name, record in MODULES.items()}
     for name, target in {**targets, **CONTROLS}.items():
-        setattr(tasks, PREFIX + name, attention_class(target))
+        setattr(tasks, yaml_name(name), attention_class(target))
+
+
+def announce(name: str, cls: type) -> None:
+    """Set the class of a record that came after `register`."""
+    setattr(importlib.import_module(TASKS), yaml_name(name), cls)
 
 
 def attention_class(target: str) -> Any:

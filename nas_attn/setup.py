@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nas_attn import custom
 from nas_attn.errors import InputError
 from nas_attn.graph import Graph
 
@@ -21,6 +22,7 @@ class Setup:
 
     `weights` may move, for what they are is told by `weights_sha256`.
 
+    `imports` are the user's own modules, found in `import_folder` where they are not installed (see `nas_attn.custom`).
     `fit` and `latency` are the settings of the space; `device` is `cpu` or `cuda:0`; paths are absolute.
     """
 
@@ -39,11 +41,13 @@ class Setup:
     latency: Mapping[str, Any]
     device: str
     seed: int
+    imports: tuple[str, ...] = ()
+    import_folder: str = ""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Setup":
         """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
-        return cls(**{**data, "names": tuple(data["names"])})
+        return cls(**{**data, "names": tuple(data["names"]), "imports": tuple(data.get("imports", ()))})
 
     def yaml_graph(self) -> Graph:
         """The base's graph."""
@@ -51,8 +55,9 @@ class Setup:
 
 
 def code_version() -> str:
-    """The versions that a score depends on."""
-    return ", ".join(f"{name} {version(name)}" for name in ("nas-attn", "ultralytics", "torch"))
+    """The versions that a score depends on, the user's own modules by fingerprint."""
+    own = [f"{name} {fingerprint}" for name, fingerprint in custom.sources().items()]
+    return ", ".join([*(f"{name} {version(name)}" for name in ("nas-attn", "ultralytics", "torch")), *own])
 
 
 def threads() -> int:

@@ -31,6 +31,7 @@ HOUSE: dict[str, set[str]] = {
     "attention.gate": {"torch"},
     "attention.conv": {"torch", "ultralytics"},
     "attention.*": {"torch", "timm", "ultralytics"},
+    "custom": set(),
     "contract": {"torch", "onnxruntime"},
     "cost": {"torch", "fvcore"},
     "latency": {"torch", "numpy"},
