@@ -11,7 +11,7 @@ ifneq ($(SYSTEM_CERTIFICATES),)
 export SSL_CERT_FILE ?= $(SYSTEM_CERTIFICATES)
 endif
 
-.PHONY: setup demo test fast lint types format clean
+.PHONY: setup demo test fast lint types format conformance-full clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ test: setup lint types
 
 fast: setup
 	$(BIN)/python -m pytest
+
+conformance-full: setup
+	$(BIN)/python tests/benchmarks/conformance_full.py --out results/conformance-full.csv
 
 lint: setup
 	$(BIN)/ruff check .

@@ -64,8 +64,8 @@ class ModuleRecord:
     `gate` says what the identity gate multiplies: `m(x)` where the mechanism's output is added to its input (self-attention),
     `m(x) - x` where it replaces it (products with weights), so that an open gate gives the published form.
     `constraints` holds pairs of a formula that must be true and the remedy where it is not: without it the module cannot be built.
-    `map_constraints` are about the map as well: every map works, but on one that breaks them the module costs more than anyone would
-    pay, and a space leaves it out there. `derived` names what follows from the channels and the hyperparameters, in order.
+    `map_constraints` are about the map as well: every map works, but on one that breaks them the module costs more than it could give,
+    and a space leaves it out there. `derived` names what follows from the channels and the hyperparameters, in order.
     `params` counts the bare mechanism's parameters, without the gate; `macs` its multiply-accumulates for one image of H x W, element-wise
     operations, pooling and resampling not counted; both are None for a module of the user's that gives no formula.
     `onnx` is what an export can leave open: `dynamic` the batch, height and width, `static` nothing.

@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import json
-import os
 import shlex
-import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from nas_attn.errors import InputError, Interrupted, NasAttnError
 
@@ -96,33 +92,34 @@ def sites(
     as_json: AsJson = False,
 ) -> None:
     """Where attention can go: name, row, module, channels, stride."""
-    from nas_attn import detector
+    from nas_attn import detector, show
 
     detector.silence()
     found = detector.sites(*detector.load_base(base))
     rows = [dataclasses.asdict(site) for site in found]
-    _print_rows(rows, {"name": "names", "row": "layer", "module": "module", "channels": "channels", "stride": "stride"}, as_json)
+    columns = {"name": "names", "row": "layer", "module": "module", "channels": "channels", "stride": "stride"}
+    show.rows(console, rows, columns, as_json)
 
 
 @_command
-def modules(as_json: AsJson = False) -> None:
-    """What can go there: name, hyperparameters with their choices, cost, paper."""
-    from nas_attn.records import MODULES
+def modules(
+    as_json: AsJson = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Time every module on this machine's CPU, which takes a minute.")] = False,
+    imports: Imports = None,
+) -> None:
+    """What can go there: hyperparameters, cost at three sizes, what an ONNX export can leave open, where it cannot go, paper."""
+    from nas_attn import listing, show
 
-    rows = [
-        {
-            "name": record.name,
-            "hyperparameters": {h.name: list(h.choices) for h in record.hyperparameters},
-            "gate": record.gate,
-            "params": record.params,
-            "macs": record.macs,
-            "paper": f"{record.paper} ({record.venue}, arXiv {record.arxiv})",
-            "licence": record.licence,
-        }
-        for record in MODULES.values()
-    ]
-    columns = {"name": "name", "hyperparameters": "hyperparameters", "MACs": "macs", "paper": "paper"}
-    _print_rows(rows, columns, as_json)
+    _import(imports)
+    found, where = listing.rows(), listing.machine()
+    if measure:
+        from nas_attn.speed import measure as timed
+
+        found, where = listing.rows(timed([row["name"] for row in found])), "Measured on this machine's CPU."
+    if as_json:
+        show.rows(console, found, {}, as_json)
+    else:
+        show.mechanisms(console, found, where)
 
 
 @_command
@@ -141,7 +138,10 @@ def check(
 
     _import(imports)
     if module is not None:
-        _check_module(module)
+        from nas_attn import show
+
+        if not show.conformance(console, module):
+            raise typer.Exit(1)
         return
     if model is None or not model.is_file():
         raise InputError(f"`check` needs a file, but {model} is none; give the path of a model YAML, or --module NAME.")
@@ -172,7 +172,7 @@ def search(
     imports: Imports = None,
 ) -> None:
     """Search a space on a data set; stopped at any point, the same command goes on."""
-    from nas_attn import detector, plan, report, study
+    from nas_attn import detector, plan, report, show, study
     from nas_attn.export import keep_weights
     from nas_attn.pool import open_pool
     from nas_attn.progress import Watch
@@ -202,7 +202,7 @@ def search(
         )
     keep_weights(snapshot)
     report.write(snapshot, out)
-    _print_summary(snapshot, out)
+    show.summary(console, snapshot, out)
 
 
 @_command
@@ -281,27 +281,6 @@ def _import(modules: list[str] | None) -> None:
     custom.load(modules or [], str(Path.cwd()))
 
 
-def _check_module(name: str) -> None:
-    from nas_attn import contract
-    from nas_attn.records import record
-
-    entry, checks = record(name), contract.all_checks()
-    broken = 0
-    for number, params in enumerate(contract.variants(entry)):
-        case = contract.Case(name, params)
-        # Compiling and exporting take seconds, and other values hardly ever matter to them.
-        for check, findings in contract.run(case, contract.CHECKS if number else checks).items():
-            broken += bool(findings)
-            for line in findings or (["holds"] if not number else []):
-                given = ", ".join(f"{key}={value}" for key, value in params.items())
-                console.print(f"{name}({given}): {check}: {line}", markup=False, soft_wrap=True)
-    if left_out := contract.SLOW.keys() - checks.keys():
-        console.print(f"Not checked, because onnx, onnxscript and onnxruntime are not all installed: {', '.join(sorted(left_out))}")
-    if broken:
-        raise typer.Exit(1)
-    console.print(f"{name}: the contract holds.", markup=False)
-
-
 def _typed(name: str, *arguments: str, **options: object) -> str:
     """The command with which a user gets the same; where the storage is, and with which password, is nobody else's business."""
     given = [word for key, value in options.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))]
@@ -363,50 +342,9 @@ def _dry_run(space: str, data: Path, weights: Path | None, trials: int, workers:
         console.print(f"{name + ':':34} {value}", markup=False)
 
 
-def _print_summary(snapshot: Any, out: Path) -> None:
-    from nas_attn import pick as chooser
-
-    front = chooser.front_trials(snapshot)
-    title = f"Pareto front: {len(front)} of {len(snapshot.trials)} trials"
-    table = Table("trial", "architecture", "mAP50-95", "latency ratio", title=title)
-    for entry in front:
-        values = entry.values or {}
-        table.add_row(str(entry.number), str(entry.architecture), f"{values['map50_95']:.4f}", f"{values['latency_ratio']:.3f}")
-    console.print(table)
-    sigma = chooser.sigma(snapshot)
-    if sigma is not None:
-        console.print(f"sigma, the noise of one score over the base's seeds: {sigma:.4f} mAP50-95")
-    for control in chooser.controls(snapshot):
-        verdict = "separated" if control.separated else "NOT separated" if control.separated is not None else "unknown"
-        by = "no score" if control.sigmas is None else f"{control.gain:+.4f} mAP50-95, {control.sigmas:+.1f} sigma"
-        console.print(f"positive control {control.label}: {by} ({verdict})", markup=False)
-    where = shlex.quote(str(out))
-    console.print(f"Report: {out / 'report.html'}", markup=False)
-    console.print(f"Next: nas-attn pick {where} --rule knee; nas-attn export {where} --to winner", markup=False)
-
-
 def _show_that_it_loads(folder: Path) -> None:
     from nas_attn import detector
 
     file = next(folder.glob("*.yaml"))
     model = detector.load_model(file)
     console.print(f"The export loads: {file.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.3f} M parameters.", markup=False)
-
-
-def _print_rows(rows: list[dict[str, Any]], columns: dict[str, str], as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
-        return
-    width = shutil.get_terminal_size().columns if "COLUMNS" in os.environ or console.is_terminal else 140
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(_cell(row[key]) for key in columns.values()))
-    Console(highlight=False, width=width).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return " ".join(_cell(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -59,8 +59,8 @@ def _compute(node: ast.expr, names: Mapping[str, Value]) -> Any:
             return tuple(map(visit, items))
         case ast.IfExp(test=test, body=then, orelse=otherwise):
             return visit(then) if visit(test) else visit(otherwise)
-        case ast.BoolOp(op=ast.And(), values=parts):
-            return all(visit(part) for part in parts)
+        case ast.BoolOp(op=op, values=parts):
+            return (all if isinstance(op, ast.And) else any)(visit(part) for part in parts)
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](visit(operand))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
@@ -71,7 +71,7 @@ def _compute(node: ast.expr, names: Mapping[str, Value]) -> Any:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](*map(visit, args))
     raise SpaceError(
-        f"A formula may use numbers, known names, + - * / // % **, comparisons, `in`, `and`, `not`, if-else, min, max and ceil, "
+        f"A formula may use numbers, known names, + - * / // % **, comparisons, `in`, `and`, `or`, `not`, if-else, min, max and ceil, "
         f"but got {ast.unparse(node)!r} with names {sorted(names)}; correct the record."
     )
 

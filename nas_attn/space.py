@@ -11,6 +11,7 @@ samplers are a hundred times slower in conditional spaces.
 import hashlib
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,8 +213,20 @@ class SearchSpace:
         return f"not in this space: {', '.join(foreign)}." if foreign else f"at most {self.max_placements} placements are allowed."
 
 
-def resolve(base: str, available: Sequence[Site], wanted: Iterable[int | str], modules: Choices, max_placements: int) -> SearchSpace:
+def resolve(
+    base: str,
+    available: Sequence[Site],
+    wanted: Iterable[int | str],
+    modules: Choices,
+    max_placements: int,
+    *,
+    imgsz: int | None = None,
+    dynamic_onnx: bool = False,
+) -> SearchSpace:
     """The space of `modules` at the `wanted` sites (names, or rows) of a base that offers the `available` ones.
+
+    With `imgsz`, the side of an image in pixels, what breaks a record's `map_constraints` at a site is left out; with `dynamic_onnx`
+    every module whose ONNX export has fixed sizes.
 
     A name with a trailing `?` is passed over where the base lacks it; names of one row are one site. What a site's channels do not allow
     is left out, and so is what would build the same module as an earlier choice there.
@@ -223,7 +236,11 @@ def resolve(base: str, available: Sequence[Site], wanted: Iterable[int | str], m
     """
     notes: list[str] = []
     sites = _choose(base, available, wanted, notes)
-    options = {site: _legal(site, modules, notes) for site in sites}
+    if dynamic_onnx:
+        fixed = [name for name in modules if record(name).onnx != "dynamic"]
+        notes.extend(f"{name}: its ONNX export has fixed sizes; left out" for name in fixed)
+        modules = {name: choices for name, choices in modules.items() if name not in fixed}
+    options = {site: _legal(site, modules, imgsz, notes) for site in sites}
     kept = tuple(site for site in sites if options[site])
     if not kept:
         reason = "; ".join(notes) or "no site was named"
@@ -258,12 +275,13 @@ def _choose(base: str, available: Sequence[Site], wanted: Iterable[int | str], n
     return tuple(sorted(chosen, key=lambda site: site.layer))
 
 
-def _legal(site: Site, modules: Choices, notes: list[str]) -> tuple[Placement, ...]:
+def _legal(site: Site, modules: Choices, imgsz: int | None, notes: list[str]) -> tuple[Placement, ...]:
     placements: list[Placement] = []
+    size = None if imgsz is None else (math.ceil(imgsz / site.stride),) * 2
     for module, choices in modules.items():
         entry, built = record(module), dict[tuple[tuple[str, Param], ...], Placement]()
         for params in combinations(choices):
-            if problems := entry.violations(site.channels, params):
+            if problems := entry.violations(site.channels, params, size):
                 notes.append(f"{Placement(site.layer, module, tuple(params.items()))}: {problems[0]}")
                 continue
             placement = Placement(site.layer, module, entry.complete(params))

@@ -103,6 +103,7 @@ class Timing(_Section):
 class SpaceSpec(_Section):
     """A search as its user describes it, defaults filled in.
 
+    With `onnx: dynamic` only modules whose ONNX export leaves batch, height and width open are placed.
     `base_fit` takes image size and batch, `latency` the image size, from `proxy` where they are not given.
     """
 
@@ -110,6 +111,7 @@ class SpaceSpec(_Section):
     sites: tuple[int | str, ...]
     max_placements: Count = 3
     modules: Mapping[str, Mapping[str, tuple[Param, ...]]]
+    onnx: Literal["any", "dynamic"] = "any"
     limits: Mapping[str, Positive] = Field(default_factory=dict)
     objectives: Mapping[str, str] = Field(default_factory=lambda: {name: METRICS[name] for name in PLANE})
     base_fit: BaseFit = Field(default_factory=BaseFit)
@@ -172,7 +174,9 @@ class SpaceSpec(_Section):
             SpaceError: a site that the base lacks, or nothing legal left at any of them.
         """
         try:
-            return resolve(self.base, sites, self.sites, self.modules, self.max_placements)
+            imgsz = max(self.proxy.imgsz, self.latency.imgsz)
+            dynamic = self.onnx == "dynamic"
+            return resolve(self.base, sites, self.sites, self.modules, self.max_placements, imgsz=imgsz, dynamic_onnx=dynamic)
         except SpaceError as error:
             raise SpaceError(f"{source}: sites: {error}") from error
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import TINY_SPACE
 
 from nas_attn.record import load_study
+from nas_attn.records import MODULES
 
 COMMAND = str(Path(sys.executable).with_name("nas-attn"))
 
@@ -26,7 +27,8 @@ def test_sites_and_modules_speak_json() -> None:
     sites = json.loads(run("sites", "yolov8n.yaml", "--json").stdout)
     assert {"layer": 4, "names": ["P3"], "module": "C2f", "channels": 64, "stride": 8} in sites
     modules = json.loads(run("modules", "--json").stdout)
-    assert [m["name"] for m in modules] == ["LIA", "HaloAttention", "DoubleAttention", "LSKA", "CloAttention"]
+    assert [m["name"] for m in modules] == list(MODULES)
+    assert all({"name", "hyperparameters", "paper", "onnx"} <= m.keys() and len(m["costs"]) == 3 for m in modules)
 
 
 def test_check_finds_what_builds_silently_wrong(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ HOUSE: dict[str, set[str]] = {
     "attention.conv": {"torch", "ultralytics"},
     "attention.*": {"torch", "timm", "ultralytics"},
     "custom": set(),
+    "listing": set(),
     "contract": {"torch", "onnxruntime"},
+    "speed": {"torch"},
     "cost": {"torch", "fvcore"},
     "latency": {"torch", "numpy"},
     "setup": {"torch"},
@@ -56,6 +58,7 @@ HOUSE: dict[str, set[str]] = {
     "demo": {"numpy", "sklearn", "PIL", "yaml"},
     "plan": set(),
     "progress": {"rich"},
+    "show": {"rich"},
     "cli": {"typer", "rich", "click"},
 }
 PURE = ("errors", "graph", "records", "architecture", "space", "spec", "outcome", "pareto", "registration", "pick")

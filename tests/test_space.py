@@ -1,5 +1,6 @@
 """Law 4 and around it: what a space admits, how many that is, how they are drawn, and how they look to a sampler."""
 
+import dataclasses
 import itertools
 import random
 from collections import Counter
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nas_attn import records
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import SpaceError
 from nas_attn.records import MODULES, record
@@ -291,6 +293,26 @@ def test_a_site_that_admits_nothing_is_left_out_and_noted() -> None:
     space = resolve(BASE, [odd, SITES[1]], [3, 4], choices, 1)
     assert [site.layer for site in space.sites] == [4]
     assert "none of the modules fits" in space.notes[-1]
+
+
+def test_what_a_map_does_not_allow_is_left_out_with_its_reason() -> None:
+    choices = {"LSKA": {"k_size": (7, 23), "use_proj": (False,)}}
+    deep = Site(10, ("P5",), "Conv", 256, 32)
+    whole, small = (resolve(BASE, [deep], ["P5"], choices, 1, imgsz=px) for px in (640, 160))
+    assert [dict(p.params)["k_size"] for p in whole.placements[0]] == [7, 23]
+    assert [dict(p.params)["k_size"] for p in small.placements[0]] == [7]
+    assert "`k_size <= 2 * min(H, W)` must hold, but got H=5, W=5, k_size=23" in small.notes[0]
+    assert small.placements[0] == resolve(BASE, [deep], ["P5"], choices, 1, imgsz=130).placements[0]
+
+
+def test_modules_that_export_with_fixed_sizes_can_be_excluded(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = dataclasses.replace(record("LIA"), onnx="static")
+    monkeypatch.setitem(records._TABLE, "LIA", fixed)
+    choices = {"LIA": {"f": (8,)}, "LSKA": {"k_size": (7,), "use_proj": (False,)}}
+    space = resolve(BASE, SITES, ["P3"], choices, 1, dynamic_onnx=True)
+    assert [p.module for p in space.placements[0]] == ["LSKA"]
+    assert space.notes == ("LIA: its ONNX export has fixed sizes; left out",)
+    assert len(resolve(BASE, SITES, ["P3"], choices, 1).placements[0]) == 2
 
 
 def test_what_builds_the_same_module_is_kept_once() -> None:

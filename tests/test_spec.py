@@ -1,5 +1,6 @@
 """Search spaces as users write them: what is read, what is filled in, and the one line that each mistake gets."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nas_attn import arguments
+from nas_attn import arguments, records
 from nas_attn.document import LARGEST_BYTES
 from nas_attn.errors import SpaceError
 from nas_attn.records import MODULES
@@ -264,7 +265,7 @@ SITES = (Site(4, ("P3",), "C3k2", 128, 8), Site(9, ("SPPF",), "SPPF", 256, 32), 
 
 
 def test_resolve_gives_the_space_over_the_sites() -> None:
-    space = SpaceSpec.from_dict({**GOOD, "max_placements": 2}).resolve(SITES)
+    space = SpaceSpec.from_dict({**GOOD, "max_placements": 2, "proxy": {"imgsz": 320}}).resolve(SITES)
     assert (space.base, space.max_placements, [s.layer for s in space.sites]) == ("yolo11n.yaml", 2, [4, 9, 22])
     assert space.size == 1 + 3 * 2 + 3 * 2 * 2
 
@@ -358,3 +359,18 @@ def test_free_arguments_are_accepted_as_ultralytics_has_them() -> None:
 def test_pinned_arguments_are_refused_with_the_reason(name: str) -> None:
     line = refusal(proxy={name: "x"})
     assert line == f"proxy.{name}: cannot be set, but got 'x': {arguments.PINNED[name]}; remove it."
+
+
+def test_the_larger_of_both_image_sizes_and_onnx_reach_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {**GOOD, "sites": ["P5"], "modules": {"LSKA": {"k_size": [7, 23]}, "LIA": None}, "proxy": {"imgsz": 160}}
+    deep = [Site(9, ("P5",), "Conv", 256, 32)]
+
+    def kernels(**more: object) -> list[object]:
+        space = SpaceSpec.from_dict({**chosen, **more}).resolve(deep)
+        return [dict(p.params).get("k_size") for p in space.placements[0] if p.module == "LSKA"]
+
+    assert kernels() == [7]
+    assert kernels(latency={"imgsz": 640}) == kernels(proxy={"imgsz": 640}) == [7, 23]
+    monkeypatch.setitem(records._TABLE, "LSKA", dataclasses.replace(MODULES["LSKA"], onnx="static"))
+    assert kernels(onnx="any") == [7]
+    assert kernels(onnx="dynamic") == []

@@ -82,6 +82,7 @@ _LSKA = ModuleRecord(
     ),
     gate="m(x) - x",
     constraints=(("k_size in (7, 11, 23, 35, 41, 53)", "choose one of these sides"),),
+    map_constraints=(("k_size <= 2 * min(H, W)", "choose a smaller kernel or a larger map: the kernel would reach past both edges"),),
     derived=(
         ("dilation", "2 if k_size <= 11 else 3"),
         ("k0", "2*dilation - 1"),
@@ -102,7 +103,7 @@ _CLO = ModuleRecord(
     target="nas_attn.attention.clo:CloAttention",
     family="local",
     hyperparameters=(
-        Hyperparameter(name="window_size", default=4, choices=(1, 2, 4), meaning="side of the pooling window of keys and values"),
+        Hyperparameter(name="window_size", default=4, choices=(1, 2, 4, 8), meaning="side of the pooling window of keys and values"),
         Hyperparameter(name="kernel_size", default=5, choices=(3, 5, 7), meaning="side of the local branch's depthwise kernel"),
         Hyperparameter(name="num_heads", default=8, choices=(8,), meaning="heads of both branches together"),
         Hyperparameter(name="n_local", default=4, choices=(4,), meaning="heads of the local branch; the rest attend globally"),
@@ -113,6 +114,12 @@ _CLO = ModuleRecord(
         ("kernel_size >= 1 and kernel_size % 2 == 1", "give an odd side, such as 5"),
         ("num_heads >= 1 and C % num_heads == 0", "choose a number of heads that divides the channels"),
         ("0 <= n_local <= num_heads", "give between none and all of the heads to the local branch"),
+    ),
+    map_constraints=(
+        (
+            "pooled == 0 or N * ceil(H / window_size) * ceil(W / window_size) <= 800000",
+            "choose a larger window or a smaller map: attention over the pooled map would take most of the time",
+        ),
     ),
     derived=(
         ("dim_head", "C // max(1, num_heads)"),
