@@ -1,5 +1,4 @@
 import copy
-import importlib
 import math
 import os
 from collections.abc import Callable
@@ -11,8 +10,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_attn import cost
+from nas_attn.contract import Case
 from nas_attn.cost import activation_mib, deployed, einsum_macs, gmacs, parameters_m
 from nas_attn.errors import NasAttnError
+from nas_attn.formula import evaluate
 from nas_attn.records import MODULES, record
 
 os.environ["YOLO_OFFLINE"] = "1"
@@ -160,14 +161,22 @@ def test_einsum_counts_the_axes_of_a_contraction(equation: str, shapes: list[tup
     assert einsum_macs(equation, shapes) == expected
 
 
+# A record counts products of maps and weights only; these resample a map besides, with four weights an element.
+RESAMPLED = {
+    "LIA": "4*C*N",
+    "ESA": "4*f*N",
+    "DAttention": "4*C * ceil(H / stride) * ceil(W / stride)",
+}
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
-@pytest.mark.parametrize("size", [(20, 20), (5, 13)])
-def test_attention_modules_have_the_formula_of_their_record(name: str, size: tuple[int, int]) -> None:
-    file, _, cls = record(name).target.partition(":")
-    module = getattr(importlib.import_module(file), cls)(32)
-    # A record counts products of maps and weights only; LIA enlarges its heat map besides, with four weights an element.
-    resized = 4 * 32 * math.prod(size) if name == "LIA" else 0
-    assert macs(module, 1, 32, *size) == record(name).macs_count(32, *size, {}) + resized
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (5, 13)])
+def test_attention_modules_have_the_formula_of_their_record(name: str, height: int, width: int) -> None:
+    case, entry = Case(name), record(name)
+    scope = {"C": case.channels, "H": height, "W": width, "N": height * width, **entry.resolve(case.channels, {})}
+    expected = entry.macs_count(case.channels, height, width, {})
+    assert expected is not None
+    assert macs(case.build(), 1, case.channels, height, width) == expected + int(evaluate(RESAMPLED.get(name, "0"), scope))
 
 
 def test_a_module_called_twice_counts_twice() -> None:
