@@ -23,7 +23,8 @@ class Hyperparameter:
     """One argument of a module's constructor.
 
     `choices` is what a space searches by default; other values of the same kind are legal where the record's constraints allow them.
-    A `fraction` may be given as a part of the channels in (0, 1), which stays right at another scale of the detector.
+    A `fraction` may be given as a part of the channels in (0, 1), which stays right at another scale of the detector. `through` names the
+    derived value through which alone it acts: two values that derive the same build the same module.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Hyperparameter:
     choices: tuple[Value, ...]
     meaning: str
     fraction: bool = False
+    through: str = ""
 
     def __post_init__(self) -> None:
         for value in (self.default, *self.choices):
@@ -97,6 +99,8 @@ class ModuleRecord:
         for name, formula in self.derived:
             self._require_known(formula, known)
             known.add(name)
+        for hyper in self.hyperparameters:
+            self._require_known(hyper.through or "0", {name for name, _ in self.derived})
         for formula, _ in self.constraints:
             self._require_known(formula, known)
         self._require_known(self.params or "0", known)
@@ -168,11 +172,16 @@ class ModuleRecord:
     def resolve(self, channels: int, params: Mapping[str, Value]) -> dict[str, Value]:
         """The numbers that the module is built from: fractions turned into widths, derived values (such as heads) added.
 
-        Two `params` that resolve to the same numbers build the same module. Raises SpaceError where `violations` finds any.
+        Raises SpaceError where `violations` finds any.
         """
         scope = self._legal_scope(channels, params)
         del scope["C"]
         return scope
+
+    def built(self, channels: int, params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+        """What tells one built module from another: two `params` with equal ones build the same. Raises SpaceError as `resolve` does."""
+        stood_for = {hyper.name for hyper in self.hyperparameters if hyper.through}
+        return tuple((name, value) for name, value in self.resolve(channels, params).items() if name not in stood_for)
 
     def args(self, params: Mapping[str, Value]) -> list[Value]:
         """The constructor's arguments after the channels, in order, defaults filled. Raises SpaceError as `complete` does."""

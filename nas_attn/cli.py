@@ -155,7 +155,7 @@ def check(
 
 @_command
 def search(
-    space: Annotated[str, typer.Argument(help="A search space: a YAML file, or the name of a shipped one such as yolo11-five.")],
+    space: Annotated[str, typer.Argument(help="A search space: a YAML file, or the name of a shipped one such as yolo11.")],
     data: Data,
     weights: Annotated[Path | None, typer.Option(help="Where the base's fit starts; default: from scratch.")] = None,
     trials: Annotated[int, typer.Option(help="How many architectures to measure, the base among them.")] = 40,

@@ -21,15 +21,26 @@ FAMILIES: Mapping[str, str] = {
     "block": "Blocks of convolutions",
 }
 TIMINGS = "timings.csv"
+BASE = "yolo11n.yaml"
+BASE_SIDE = 640
+LIGHT = 0.02
+"""The share of the base's latency below which a module is light."""
 
 Timings = Mapping[tuple[str, int], float]
-"""Milliseconds of a forward pass by module and channels (of `SIZES`)."""
+"""Milliseconds of a forward pass by module and channels (of `SIZES`); those of a whole base, for comparison, by its YAML and 0."""
 
 
 def timings() -> Timings:
     """What `tests/benchmarks/module_timings.py` measured on the reference machine."""
     rows = csv.DictReader(line for line in _timing_lines() if not line.startswith("#"))
     return {(row["name"], int(row["channels"])): float(row["cpu_ms"]) for row in rows}
+
+
+def light() -> list[str]:
+    """The modules that took less than 2 % of the base's latency on the reference machine, at each of the sizes."""
+    known = timings()
+    most = LIGHT * known[BASE, 0]
+    return [name for name in MODULES if all(known.get((name, channels), most) < most for channels, _ in SIZES)]
 
 
 def machine() -> str:

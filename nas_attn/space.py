@@ -285,7 +285,7 @@ def _legal(site: Site, modules: Choices, imgsz: int | None, notes: list[str]) ->
                 notes.append(f"{Placement(site.layer, module, tuple(params.items()))}: {problems[0]}")
                 continue
             placement = Placement(site.layer, module, entry.complete(params))
-            numbers = tuple(entry.resolve(site.channels, params).items())
+            numbers = entry.built(site.channels, params)
             if numbers in built:
                 notes.append(f"{placement}: the same module as {built[numbers]}; left out")
             built.setdefault(numbers, placement)

@@ -2,9 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
 
 from nas_attn.contract import Case
 from nas_attn.listing import SIZES
@@ -13,30 +14,31 @@ ROUNDS = 7
 LEAST_S = 0.02
 MOST_CALLS = 50
 
+Key = tuple[str, int]
+Timed = tuple[nn.Module, Tensor]
 
-def measure(names: Sequence[str], rounds: int = ROUNDS) -> dict[tuple[str, int], float]:
-    """Milliseconds of a forward pass by module and channels (of `listing.SIZES`), defaults, gate closed.
 
-    Rule: each round calls every module in turn, long enough for the clock; the median over the rounds counts, so that a passing load on
+def measure(names: Sequence[str], rounds: int = ROUNDS, others: Mapping[Key, Timed] | None = None) -> dict[Key, float]:
+    """Milliseconds of a forward pass by module and channels (of `listing.SIZES`), defaults, gate closed; `others` besides, with inputs.
+
+    Rule: each round calls everything in turn, long enough for the clock; the median over the rounds counts, so that a passing load on
     the machine hits all alike. What cannot be built at a width is left out.
     """
-    taken: dict[tuple[str, int], list[float]] = {}
+    timed = dict(others or {})
     for channels, side in SIZES:
-        cases = [Case(name, {}, channels) for name in names]
-        modules = [(case, case.build()) for case in cases if not case.record.violations(channels, {})]
-        x = cases[0].draw(1, side, side) if cases else None
-        calls: dict[str, int] = {}
-        for number in range(rounds + 1):
-            for case, module in modules:
-                seconds = _seconds(module, x, calls.get(case.name, 1))
-                if number:
-                    taken.setdefault((case.name, channels), []).append(seconds / calls[case.name])
-                else:  # warms up, and tells how many calls a measurement needs
-                    calls[case.name] = min(MOST_CALLS, max(1, round(LEAST_S / seconds)))
+        for case in (Case(name, {}, channels) for name in names):
+            if not case.record.violations(channels, {}):
+                timed[case.name, channels] = (case.build(), case.draw(1, side, side))
+    # The first calls warm up, and tell how many a measurement needs.
+    calls = {key: min(MOST_CALLS, max(1, round(LEAST_S / min(_seconds(*entry), _seconds(*entry))))) for key, entry in timed.items()}
+    taken: dict[Key, list[float]] = {key: [] for key in timed}
+    for _ in range(rounds):
+        for key, entry in timed.items():
+            taken[key].append(_seconds(*entry, calls[key]) / calls[key])
     return {key: 1e3 * statistics.median(values) for key, values in taken.items()}
 
 
-def _seconds(module: torch.nn.Module, x_BCHW: torch.Tensor | None, calls: int) -> float:
+def _seconds(module: nn.Module, x_BCHW: Tensor, calls: int = 1) -> float:
     with torch.inference_mode():
         start = time.perf_counter()
         for _ in range(calls):

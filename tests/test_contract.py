@@ -1,7 +1,10 @@
 """The contract of attention modules over the whole table, and that each of its checks can fail."""
 
+import importlib
 import itertools
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +36,14 @@ def _ids(cases):
 
 def holds(check, name, params) -> None:
     assert list(check(Case(name, params))) == []
+
+
+def test_every_mechanism_has_a_slow_form_and_a_plain_form():
+    slowly, plain = {}, {}
+    for family in ("seed", "channel", "spatial", "wide", "windowed", "block"):
+        slowly |= importlib.import_module(f"test_attention_{family}").SLOWLY
+        plain |= runpy.run_path(str(Path(__file__).parent / "benchmarks" / f"plain_{family}.py"))["PLAIN"]
+    assert slowly.keys() == plain.keys() == MODULES.keys()
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
@@ -172,6 +183,17 @@ class Frozen(Plain):
         return functional.interpolate(self.mix(x_BCHW), size=size if torch.jit.is_tracing() else x_BCHW.shape[2:])
 
 
+class Shifted(Plain):
+    """Has another default than its record."""
+
+    def __init__(self, channels: int, scale: int = 2) -> None:
+        super().__init__(channels)
+        self.scale = scale
+
+    def mechanism(self, x_BCHW: Tensor) -> Tensor:
+        return self.scale * self.mix(x_BCHW)
+
+
 class Untyped(Plain):
     """Gives single precision whatever it gets."""
 
@@ -238,6 +260,17 @@ def test_a_module_that_replaces_its_input_says_so(own):
     Plain.replaces = False  # what the decorator set is not what the class does
     assert list(contract.names(case)) == ["`replaces` is False, but the record's gate is 'm(x) - x'"]
     assert "differs from the recorded form" in next(contract.form(case))
+
+
+def test_another_default_than_the_records_is_noticed(own):
+    case = own(Shifted)
+    assert list(contract.constructor(case)) == []
+    wrapped = Shifted.__init__
+    Shifted.__init__ = lambda self, channels, scale=3: wrapped(self, channels, scale)
+    try:
+        assert "the constructor's defaults differ from the record's" in list(contract.constructor(case))
+    finally:
+        Shifted.__init__ = wrapped
 
 
 def test_a_parameter_that_no_loss_sees_must_be_named(own):

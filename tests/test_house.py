@@ -30,6 +30,7 @@ HOUSE: dict[str, set[str]] = {
     "registration": set(),
     "attention.gate": {"torch"},
     "attention.conv": {"torch", "ultralytics"},
+    "attention.attend": {"torch"},
     "attention.*": {"torch", "timm", "ultralytics"},
     "custom": set(),
     "listing": set(),

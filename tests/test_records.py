@@ -85,7 +85,7 @@ def test_defaults_are_legal_at_every_common_width_and_choices_from_64_channels_o
 
 
 def test_unknown_module_names_the_nearest() -> None:
-    with pytest.raises(SpaceError, match=r"'lska'; Did you mean 'LSKA'\? Known: CloAttention"):
+    with pytest.raises(SpaceError, match=r"'lska'; Did you mean 'LSKA'\? Known: AIFI, "):
         record("lska")
 
 

@@ -324,6 +324,16 @@ def test_what_builds_the_same_module_is_kept_once() -> None:
     assert any("the same module as DoubleAttention(c_m=0.125" in note for note in space.notes)
 
 
+def test_reductions_that_end_at_the_same_width_are_kept_once() -> None:
+    # At 64 channels every reduction of CoordAtt ends at its least width, 8; at 128 two of them do.
+    def reductions(channels: int) -> list[object]:
+        space = resolve(BASE, [Site(3, ("P3",), "Conv", channels, 8)], ["P3"], {"CoordAtt": {"reduction": (8, 16, 32)}}, 1)
+        return [dict(p.params)["reduction"] for p in space.placements[0]]
+
+    assert reductions(64) == [8]
+    assert reductions(128) == [8, 16]
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_placement_of_every_module_is_legal_complete_and_different(module: str) -> None:
     entry = record(module)
@@ -332,7 +342,7 @@ def test_every_placement_of_every_module_is_legal_complete_and_different(module:
     for site, options in zip(space.sites, space.placements, strict=True):
         assert all(not entry.violations(site.channels, dict(p.params)) for p in options)
         assert all([name for name, _ in p.params] == sorted(h.name for h in entry.hyperparameters) for p in options)
-        assert len({tuple(entry.resolve(site.channels, dict(p.params)).items()) for p in options}) == len(options)
+        assert len({entry.built(site.channels, dict(p.params)) for p in options}) == len(options)
 
 
 # -- the value -----------------------------------------------------------------------------------------------------------------------------

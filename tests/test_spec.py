@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nas_attn import arguments, records
+from nas_attn import arguments, listing, records
 from nas_attn.document import LARGEST_BYTES
 from nas_attn.errors import SpaceError
 from nas_attn.records import MODULES
@@ -284,8 +284,8 @@ def test_a_resolved_space_is_the_same_after_its_yaml() -> None:
 # -- shipped spaces ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_family_and_the_toy_are_shipped() -> None:
-    assert set(shipped()) == {"toy", "yolo11-cpu", *(f"{family}-five" for family in FAMILIES)}
+def test_every_family_the_whole_table_and_the_toy_are_shipped() -> None:
+    assert set(shipped()) == {"toy", "seed", "light", "all", "yolo11-cpu", *FAMILIES}
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
@@ -299,12 +299,22 @@ def test_shipped_spaces_load_by_name_without_a_path(name: str, tmp_path: Path, m
     assert max(map(len, text.splitlines())) <= 140
 
 
+SEED = {"LIA", "HaloAttention", "DoubleAttention", "LSKA", "CloAttention"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shipped_spaces_search_five_modules_at_six_sites_or_more(family: str) -> None:
-    spec = SpaceSpec.load(f"{family}-five")
+def test_each_family_searches_modules_of_every_kind_at_six_sites_or_more(family: str) -> None:
+    spec = SpaceSpec.load(family)
     assert spec.base == f"{family}n.yaml"
-    assert set(spec.modules) == {"LIA", "HaloAttention", "DoubleAttention", "LSKA", "CloAttention"}
+    assert set(spec.modules) > SEED
+    assert {MODULES[name].family for name in spec.modules} >= {"channel", "spatial", "kernel", "local", "global"}
     assert len(spec.sites) >= 6
+
+
+def test_the_named_selections_hold_what_they_say() -> None:
+    assert set(SpaceSpec.load("seed").modules) == SEED
+    assert set(SpaceSpec.load("all").modules) == set(MODULES)
+    assert set(SpaceSpec.load("light").modules) == set(listing.light())
 
 
 @pytest.mark.slow
@@ -315,7 +325,7 @@ def test_shipped_spaces_fit_their_base(name: str) -> None:
     graph, scale = detector.load_base(spec.base_file(shipped()[name]))
     space = spec.resolve(detector.sites(graph, scale), name)
     assert len(space.sites) == len(spec.sites)
-    assert not space.notes
+    assert {placement.module for options in space.placements for placement in options} == set(spec.modules)
     assert space.size >= 300
 
 

@@ -3,6 +3,7 @@
 Shapes: x_BCHW with B images, C channels, H rows, W columns.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from ultralytics.nn.modules.conv import Conv
@@ -29,10 +30,25 @@ class Norm(nn.BatchNorm2d):
 
 
 class ConvNorm(Conv):  # type: ignore[misc]
-    """A `kernel` x `kernel` convolution without bias, `Norm`, and `act` (none by default); stride 1, size kept; kernels are odd."""
+    """A `kernel` x `kernel` convolution, `Norm`, and `act` (none by default); stride 1, size kept; kernels are odd.
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 1, *, groups: int = 1, dilation: int = 1, act: nn.Module | None = None) -> None:
+    It has no bias unless it is asked for: the normalization cancels one.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        *,
+        groups: int = 1,
+        dilation: int = 1,
+        act: nn.Module | None = None,
+        bias: bool = False,
+    ) -> None:
         super().__init__(c_in, c_out, kernel, 1, dilation * (kernel // 2), groups, dilation, act or False)
+        if bias:
+            self.conv.bias = nn.Parameter(torch.zeros(c_out))
         self.bn = Norm(c_out)
 
 

@@ -29,6 +29,7 @@ from nas_attn.records import MODULES
 
 FAMILIES = ("seed", "channel", "spatial", "wide", "windowed", "block")
 LEAST_S = 0.02
+LARGEST_WINDOW = 9
 COLUMNS = ("name", "channels", "side", "pass", "ratio", "ratio_p5", "ratio_p95", "ours_ms", "plain_ms", "rounds")
 
 Call = Callable[[Tensor], Tensor]
@@ -50,11 +51,29 @@ def seconds(call: Call, x_BCHW: Tensor, backward: bool) -> float:
     return time.perf_counter() - start
 
 
+def fitting(module: torch.nn.Module, plain: Call, case: Case, side: int) -> Tensor:
+    """The map, as much larger as the plain form needs where it takes only whole windows."""
+    for more in range(LARGEST_WINDOW):
+        x = case.draw(1, side + more, side + more)
+        with torch.no_grad():
+            try:
+                plain(x)
+            except RuntimeError as error:
+                if "shape" not in str(error):
+                    raise
+                continue
+            torch.testing.assert_close(module.mechanism(x), plain(x), rtol=1e-3, atol=1e-3)
+        return x
+    raise RuntimeError(f"The plain form of {case.name} must take some map of {side} to {side + LARGEST_WINDOW - 1} cells; mend it.")
+
+
 def compare(name: str, channels: int, side: int, backward: bool, rounds: int, order: random.Random) -> dict[str, object]:
     """Both forms in turn, `rounds` times, each long enough for the clock."""
-    module = Case(name, {}, channels).build().train(backward)
+    case = Case(name, {}, channels)
+    module = case.build()
+    x = fitting(module, plain_forms()[name](module), case, side).requires_grad_(backward)
+    module.train(backward)
     calls: tuple[Call, Call] = (module.mechanism, plain_forms()[name](module))
-    x = Case(name, {}, channels).draw(1, side, side).requires_grad_(backward)
     repeats = [max(1, min(50, round(LEAST_S / min(seconds(call, x, backward) for _ in range(2))))) for call in calls]
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
@@ -65,7 +84,7 @@ def compare(name: str, channels: int, side: int, backward: bool, rounds: int, or
     low, middle, high = np.percentile(ratios, (5, 50, 95))
     ours, plain = (1e3 * statistics.median(values) for values in taken)
     what = "forward+backward" if backward else "forward"
-    values = (name, channels, side, what, f"{middle:.3f}", f"{low:.3f}", f"{high:.3f}", f"{ours:.3f}", f"{plain:.3f}", rounds)
+    values = (name, channels, x.shape[2], what, f"{middle:.3f}", f"{low:.3f}", f"{high:.3f}", f"{ours:.3f}", f"{plain:.3f}", rounds)
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/conformance_full.py --out results/conformance-full.csv     # the same command goes on where it was stopped
 
-A cell is one mechanism at one site of one model; the export holds all three sites at once. A row says what broke, or `holds`.
+A row is one mechanism in one family: at each site alone (the output at insertion, a training step), and at all three in one model, which
+is exported too. A cell says what broke, or `holds`.
 """
 
 import argparse
@@ -19,27 +20,27 @@ from nas_attn.records import MODULES
 
 LEVELS = ("P3", "P4", "P5")
 COLUMNS = ("module", "family", "P3", "P4", "P5", "onnx")
+HOLDS, ABSENT = "holds", "no such site"
 
 
 def row(module: str, family: str) -> dict[str, str]:
-    """One mechanism in one family: each site alone, and the export with all three."""
-    found = {"module": module, "family": family}
-    for level in LEVELS:
-        found[level] = _text(examine(family, [(level, module)], export=False)) if level in sites(family) else "no such site"
-    present = [(level, module) for level in LEVELS if level in sites(family)]
-    found["onnx"] = _text(examine(family, present, export=True))
-    return found
+    """One mechanism in one family: each site alone, and one model with all of them, which is exported."""
+    present = [level for level in LEVELS if level in sites(family)]
+    alone = {level: _text(examine(family, [(level, module)], export=False)) for level in present}
+    together = _text(examine(family, [(level, module) for level in present], export=True))
+    return {"module": module, "family": family, **dict.fromkeys(LEVELS, ABSENT), **alone, "onnx": together}
 
 
 def _text(findings: list[str]) -> str:
-    return "; ".join(findings) or "holds"
+    return "; ".join(findings) or HOLDS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     rows: list[dict[str, str]] = []
     if arguments.out.is_file():
         with arguments.out.open(encoding="utf-8") as file:
@@ -59,7 +60,7 @@ def main() -> int:
                 writer.writerow(entry)
                 file.flush()
                 sys.stdout.write(" ".join(map(str, entry.values())) + "\n")
-    broken = [entry for entry in rows if any(entry[key] not in ("holds", "no such site") for key in COLUMNS[2:])]
+    broken = [entry for entry in rows if any(entry[key] not in (HOLDS, ABSENT) for key in COLUMNS[2:])]
     sys.stdout.write(f"{len(rows)} pairs of mechanism and family, {len(broken)} broken\n")
     return 1 if broken else 0
 

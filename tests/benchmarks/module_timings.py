@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from nas_attn import listing, speed
+from nas_attn import detector, listing, speed
+from nas_attn.cost import deployed
 from nas_attn.records import MODULES
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +25,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.page:
         torch.set_num_threads(arguments.threads)
-        measured = speed.measure(list(MODULES))
+        graph, scale = detector.load_base(listing.BASE)
+        base, image_BCHW = deployed(detector.build(graph, scale)), torch.zeros(1, 3, listing.BASE_SIDE, listing.BASE_SIDE)
+        measured = speed.measure(list(MODULES), others={(listing.BASE, 0): (base, image_BCHW)})
         about = (
             f"# Milliseconds: one image, fp32, evaluation, {arguments.threads} threads of a shared {platform.machine()} machine, "
-            f"torch {torch.__version__}."
+            f"torch {torch.__version__}; beside them {listing.BASE} at {listing.BASE_SIDE} px took {measured[listing.BASE, 0]:.0f}."
         )
         with (ROOT / "nas_attn" / listing.TIMINGS).open("w", newline="", encoding="utf-8") as file:
             file.write(about + "\n")
