@@ -72,6 +72,15 @@ def test_the_commands_that_need_no_training_run() -> None:
 
 
 @pytest.mark.slow
+def test_the_module_of_ones_own_holds_the_contract(tmp_path: Path) -> None:
+    (source,) = re.findall(r"```python\n(# my_pkg/my_file\.py\n.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg" / "my_file.py").write_text(source)
+    (check,) = commands("The modules")
+    assert "MyAttention: the contract holds." in run(check, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_demo_does_the_whole_job(tmp_path: Path) -> None:
     output = run(["nas-attn", "demo"], tmp_path)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nas_attn.attention.attend import attend
 from nas_attn.attention.conv import ConvNorm, Norm
 from nas_attn.attention.gate import Gated
 from nas_attn.records import record
@@ -70,7 +71,7 @@ class iRMB(Gated):  # noqa: N801 - the name of the paper
         return windows.reshape(-1, self.heads, C // self.heads, k).transpose(-2, -1)
 
     def attend(self, z_BCHW: Tensor) -> Tensor:
-        """Attention within windows, (B, M, H, W), or of z itself with attn_pre; the fused kernel keeps its softmax in single precision."""
+        """Attention within windows, (B, M, H, W), or of z itself with attn_pre."""
         H, W = z_BCHW.shape[2:]
         below, right = -H % self.window_size, -W % self.window_size
         inside = None
@@ -81,7 +82,8 @@ class iRMB(Gated):  # noqa: N801 - the name of the paper
         windows = self.split(z_BCHW)
         q, k = self.to_qk(windows).chunk(2, dim=1)
         v = windows if self.attn_pre else self.to_v(windows)
-        y = functional.scaled_dot_product_attention(self.per_head(q), self.per_head(k), self.per_head(v), inside)
+        q, k, v = map(self.per_head, (q, k, v))
+        y = attend(q, k, v, q.shape[-1] ** -0.5, inside, small=True)
         tall, wide = (H + below) // self.window_size, (W + right) // self.window_size
         return self.join(y, tall, wide)[..., :H, :W]
 

@@ -4,9 +4,9 @@
 
 The plain forms are in the files `plain_*.py` beside this one: timm's or Ultralytics' own module where the mechanism comes from there, and
 otherwise what a careful person would write after the reference's structure. Both compute m(x) without the gate; a test holds them equal.
-In every round each module and its plain form run in random order, forward alone (evaluation, no gradients) and forward with backward
-(training, gradients of weights and input); the ratio of a round is plain over ours, so that above 1 ours is faster. Kept: the median
-ratio and its 5th and 95th percentile over the rounds, and both median times.
+In every round each module and its plain form run in random order, forward alone (evaluation, one image, no gradients) and forward with
+backward (training, two images, gradients of weights and input); the ratio of a round is plain over ours, so that above 1 ours is faster.
+Kept: the median ratio and its 5th and 95th percentile over the rounds, and both median times.
 """
 
 import argparse
@@ -51,10 +51,10 @@ def seconds(call: Call, x_BCHW: Tensor, backward: bool) -> float:
     return time.perf_counter() - start
 
 
-def fitting(module: torch.nn.Module, plain: Call, case: Case, side: int) -> Tensor:
+def fitting(module: torch.nn.Module, plain: Call, case: Case, batch: int, side: int) -> Tensor:
     """The map, as much larger as the plain form needs where it takes only whole windows."""
     for more in range(LARGEST_WINDOW):
-        x = case.draw(1, side + more, side + more)
+        x = case.draw(batch, side + more, side + more)
         with torch.no_grad():
             try:
                 plain(x)
@@ -71,7 +71,7 @@ def compare(name: str, channels: int, side: int, backward: bool, rounds: int, or
     """Both forms in turn, `rounds` times, each long enough for the clock."""
     case = Case(name, {}, channels)
     module = case.build()
-    x = fitting(module, plain_forms()[name](module), case, side).requires_grad_(backward)
+    x = fitting(module, plain_forms()[name](module), case, 2 if backward else 1, side).requires_grad_(backward)
     module.train(backward)
     calls: tuple[Call, Call] = (module.mechanism, plain_forms()[name](module))
     repeats = [max(1, min(50, round(LEAST_S / min(seconds(call, x, backward) for _ in range(2))))) for call in calls]
