@@ -29,6 +29,10 @@ from nas_attn.records import MODULES
 
 FAMILIES = ("seed", "channel", "spatial", "wide", "windowed", "block")
 LEAST_S = 0.02
+MOST_CALLS = 50
+LEAST_ROUNDS = 5
+MOST_S = 10.0
+"""Seconds for one comparison; quadratic attention on the largest map takes seconds a call."""
 LARGEST_WINDOW = 9
 COLUMNS = ("name", "channels", "side", "pass", "ratio", "ratio_p5", "ratio_p95", "ours_ms", "plain_ms", "rounds")
 
@@ -74,7 +78,9 @@ def compare(name: str, channels: int, side: int, backward: bool, rounds: int, or
     x = fitting(module, plain_forms()[name](module), case, 2 if backward else 1, side).requires_grad_(backward)
     module.train(backward)
     calls: tuple[Call, Call] = (module.mechanism, plain_forms()[name](module))
-    repeats = [max(1, min(50, round(LEAST_S / min(seconds(call, x, backward) for _ in range(2))))) for call in calls]
+    once = [min(seconds(call, x, backward) for _ in range(2)) for call in calls]
+    repeats = [max(1, min(MOST_CALLS, round(LEAST_S / taken))) for taken in once]
+    rounds = max(LEAST_ROUNDS, min(rounds, round(MOST_S / sum(once))))
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for which in order.sample((0, 1), 2):

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/conformance_full.py --out results/conformance-full.csv     # the same command goes on where it was stopped
 
-A row is one mechanism in one family, in one model that has it at all three sites: the output at insertion, a training step, the export. Where
-anything breaks, each site is examined alone as well. A cell says what broke, or `holds`.
+A row is one mechanism in one family, in one model that has it at all three sites: the output at insertion, a training step, the export.
+Where anything breaks, each site is examined alone as well. A cell says what broke, or `holds`.
 """
 
 import argparse
