@@ -140,7 +140,7 @@ def test_specs_cannot_be_changed() -> None:
         ({"max_placements": "3"}, "max_placements: must be a whole number, but got '3'; write e.g. 3."),
         ({"modules": {}}, "modules: must map modules to their hyperparameters, but got {}; write e.g. {LSKA: {k_size: [7, 11]}}."),
         ({"modules": ["LSKA"]}, "modules: must map modules to their hyperparameters, but got ['LSKA']"),
-        ({"modules": {"LSKAA": {}}}, "modules.LSKAA: must be a module's name. Did you mean 'LSKA'? Known: CloAttention, "),
+        ({"modules": {"LSKAA": {}}}, "modules.LSKAA: must be a module's name. Did you mean 'LSKA'? Known: AIFI, "),
         ({"modules": {3: {}}}, "modules.3: must be a module's name. Known: "),
         ({"modules": {"LSKA": 7}}, "modules.LSKA: must map hyperparameters to lists of values, but got 7; leave it empty for all of them."),
         ({"modules": {"LSKA": {"ksize": [7]}}}, "modules.LSKA.ksize: must be a hyperparameter of LSKA. Did you mean 'k_size'?"),
@@ -243,7 +243,7 @@ def test_a_file_is_read_and_named_in_errors(tmp_path: Path) -> None:
         SpaceSpec.load(file)
 
 
-@pytest.mark.parametrize(("name", "message"), [("toyy", "Did you mean 'toy'"), ("no/such.yaml", "but got 'no/such.yaml'. Known: toy")])
+@pytest.mark.parametrize(("name", "message"), [("toyy", "Did you mean 'toy'"), ("no/such.yaml", "but got 'no/such.yaml'. Known: all, light, seed, toy")])
 def test_unknown_spaces_are_refused_with_the_shipped_ones(name: str, message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         SpaceSpec.load(name)
