@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.tasks import BaseModel
 
 from nas_attn.attention.gate import Gated
 from nas_attn.records import record
@@ -99,3 +100,14 @@ def equals_slow_form(name: str, params: Params, size: tuple[int, int], slowly: C
     expected = torch.stack([slowly(module, image) for image in x])
     torch.testing.assert_close(module.mechanism(x), expected, rtol=1e-5, atol=1e-5)
     assert expected.std() > 1e-3  # the comparison has something to compare
+
+
+class Holder(BaseModel):  # type: ignore[misc]
+    """A model of one layer, for Ultralytics' own `fuse`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.model = nn.Sequential(layer)
+
+    def info(self, detailed: bool = False, verbose: bool = True, imgsz: int = 640) -> None:
+        """Nothing to say."""

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from attention_tools import CHANNELS, Params, build, convolution, draw, enliven, equals_slow_form, normed, pointwise
+from attention_tools import CHANNELS, Holder, Params, build, convolution, draw, enliven, equals_slow_form, normed, pointwise
 from benchmarks.plain_block import PLAIN
 from torch import Tensor, nn
 from torch.nn import functional
-from ultralytics.nn.tasks import BaseModel
 
 from nas_attn.attention.conv import EPS
 from nas_attn.attention.odconv import ODConv
@@ -208,17 +207,6 @@ def test_what_cannot_be_built_is_refused(name: str, channels: int, params: dict[
 
 
 # --- fusing -----------------------------------------------------------------------------------------------------------------------
-
-
-class Holder(BaseModel):  # type: ignore[misc]
-    """A model of one layer, for Ultralytics' own `fuse`."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        nn.Module.__init__(self)
-        self.model = nn.Sequential(layer)
-
-    def info(self, detailed: bool = False, verbose: bool = True, imgsz: int = 640) -> None:
-        """Nothing to say."""
 
 
 @each_variant

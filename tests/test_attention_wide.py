@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from attention_tools import CHANNELS, Params, build, convolution, draw, enliven, equals_slow_form, normed, pointwise
+from attention_tools import CHANNELS, Holder, Params, build, convolution, draw, enliven, equals_slow_form, normed, pointwise
 from benchmarks.plain_wide import PLAIN, theirs, without_shell
 from timm.layers import NonLocalAttn
 from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import block as ultralytics_block
 from ultralytics.nn.modules.transformer import AIFI as EncoderLayer  # noqa: N811
-from ultralytics.nn.tasks import BaseModel
 
 from nas_attn.attention.aifi import AIFI
 from nas_attn.attention.area import AreaAttention
@@ -337,17 +336,6 @@ def test_names_of_ultralytics_stay_its_own() -> None:
         assert getattr(tasks, name).__module__.startswith("ultralytics.")
     assert tasks.PSA is ultralytics_block.PSA
     assert tasks.AIFI is EncoderLayer
-
-
-class Holder(BaseModel):  # type: ignore[misc]
-    """A model of one layer, for Ultralytics' own `fuse`."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        nn.Module.__init__(self)
-        self.model = nn.Sequential(layer)
-
-    def info(self, detailed: bool = False, verbose: bool = True, imgsz: int = 640) -> None:
-        """Nothing to say."""
 
 
 @each_variant

@@ -102,7 +102,7 @@ def test_the_demo_does_the_whole_job(tmp_path: Path) -> None:
 @pytest.mark.skipif(not BLOOD.is_dir(), reason="the blood-cell data set is not beside the repository")
 def test_the_walk_through_on_real_photographs(tmp_path: Path) -> None:
     shutil.copytree(BLOOD, tmp_path / "bccd320")
-    space = (ROOT / "search_spaces" / "yolo11-cpu.yaml").read_text()
+    space = (ROOT / "search_spaces" / "all.yaml").read_text()
     for long, short in SHORTER.items():
         assert long in space
         space = space.replace(long, short)
@@ -110,7 +110,7 @@ def test_the_walk_through_on_real_photographs(tmp_path: Path) -> None:
     steps = commands("A real search")
     assert [s[1] for s in steps] == ["search", "search", "report", "pick", "export", "train"]
     for step in steps:
-        cut = [{"yolo11-cpu": "shorter.yaml", "16": "4"}.get(word, word) for word in step]
+        cut = [{"all": "shorter.yaml", "20": "4"}.get(word, word) for word in step]
         before = {f: f.stat().st_mtime_ns for f in (tmp_path / "bccd320").rglob("*")}
         output = run(cut, tmp_path)
         if step[1] != "train":

@@ -243,7 +243,9 @@ def test_a_file_is_read_and_named_in_errors(tmp_path: Path) -> None:
         SpaceSpec.load(file)
 
 
-@pytest.mark.parametrize(("name", "message"), [("toyy", "Did you mean 'toy'"), ("no/such.yaml", "but got 'no/such.yaml'. Known: all, light, seed, toy")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("toyy", "Did you mean 'toy'"), ("no/such.yaml", "but got 'no/such.yaml'. Known: all, light, seed, toy")]
+)
 def test_unknown_spaces_are_refused_with_the_shipped_ones(name: str, message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         SpaceSpec.load(name)

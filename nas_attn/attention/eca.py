@@ -6,11 +6,11 @@ Shapes: x_BCHW with B images, C channels, H rows, W columns.
 from timm.layers import EfficientChannelAttn
 from torch import Tensor
 
-from nas_attn.attention.gate import Gated
+from nas_attn.attention.gate import Weighted
 from nas_attn.records import record
 
 
-class ECA(Gated):
+class ECA(Weighted):
     """Weighs each channel by the means of itself and of its next neighbours among the channels.
 
     Rule: m(x) = x * w, w = sigmoid(conv1d(mean(x))), a convolution of k taps without bias along the channels, zeros beyond the first
@@ -28,8 +28,6 @@ class ECA(Gated):
     exported one.
     """
 
-    replaces = True
-
     def __init__(self, channels: int, k_size: int = 0) -> None:
         values = record("ECA").resolve(channels, {"k_size": k_size})
         super().__init__(channels)
@@ -40,16 +38,3 @@ class ECA(Gated):
         mean_B1C = x_BCHW.mean((2, 3)).unsqueeze(1)
         weight_BC = self.layer.conv(mean_B1C).squeeze(1).sigmoid().to(x_BCHW.dtype)
         return weight_BC[..., None, None]  # type: ignore[no-any-return]
-
-    def mechanism(self, x_BCHW: Tensor) -> Tensor:
-        """x * w."""
-        return x_BCHW * self.weight(x_BCHW)
-
-    def branch(self, x_BCHW: Tensor) -> Tensor:
-        """m(x) - x."""
-        return x_BCHW * (self.weight(x_BCHW) - 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """x + g * A(x), with the gate folded into the weights."""
-        gate = self.gate_bias.to(x_BCHW.dtype).view(1, -1, 1, 1)
-        return x_BCHW * (1 + gate * (self.weight(x_BCHW) - 1))

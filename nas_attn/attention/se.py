@@ -6,11 +6,11 @@ Shapes: x_BCHW with B images, C channels, H rows, W columns.
 from timm.layers import SEModule
 from torch import Tensor
 
-from nas_attn.attention.gate import Gated, saturate
+from nas_attn.attention.gate import Weighted, saturate
 from nas_attn.records import record
 
 
-class SE(Gated):
+class SE(Weighted):
     """Weighs each channel by what a small network says about the means of all channels.
 
     Rule: m(x) = x * w, w = sigmoid(W2 ReLU(W1 mean(x))), W1 from C to h channels and W2 back, both with bias, h = C // r but at least
@@ -25,8 +25,6 @@ class SE(Gated):
     record's formulas; ONNX (both exporters) equal to eager at other sizes than the exported one.
     """
 
-    replaces = True
-
     def __init__(self, channels: int, r: int = 16) -> None:
         values = record("SE").resolve(channels, {"r": r})
         super().__init__(channels)
@@ -37,16 +35,3 @@ class SE(Gated):
         layer = self.layer
         hidden = layer.act(saturate(layer.fc1(x_BCHW.mean((2, 3), keepdim=True))))
         return layer.fc2(hidden).sigmoid().to(x_BCHW.dtype)  # type: ignore[no-any-return]
-
-    def mechanism(self, x_BCHW: Tensor) -> Tensor:
-        """x * w."""
-        return x_BCHW * self.weight(x_BCHW)
-
-    def branch(self, x_BCHW: Tensor) -> Tensor:
-        """m(x) - x."""
-        return x_BCHW * (self.weight(x_BCHW) - 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """x + g * A(x), with the gate folded into the weights."""
-        gate = self.gate_bias.to(x_BCHW.dtype).view(1, -1, 1, 1)
-        return x_BCHW * (1 + gate * (self.weight(x_BCHW) - 1))
