@@ -105,9 +105,7 @@ def load(modules: Sequence[str], folder: str | None = None) -> None:
         InputError: a name that is none, no such file, or one that fails when it is imported.
     """
     for name in modules:
-        if not FILE.fullmatch(name) or "nn." in name:
-            # Ultralytics takes every module whose name holds "nn." for one of torch.nn.
-            raise InputError(f"`--import` takes a dotted module name without `nn.` in it, but got {name!r}; write e.g. my_pkg.my_file.")
+        require_name(name)
         if folder and folder not in sys.path:
             sys.path.append(folder)
         try:
@@ -118,6 +116,17 @@ def load(modules: Sequence[str], folder: str | None = None) -> None:
             raise InputError(f"`--import {name}` must be importable from {folder}, but: {type(error).__name__}: {error}") from error
         file = getattr(module, "__file__", None)
         _sources[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "built in"
+
+
+def require_name(name: str) -> None:
+    """Refuse what is no dotted name of a module.
+
+    Raises:
+        InputError: says so.
+    """
+    if not FILE.fullmatch(name) or "nn." in name:
+        # Ultralytics takes every module whose name holds "nn." for one of torch.nn.
+        raise InputError(f"`--import` takes a dotted module name without `nn.` in it, but got {name!r}; write e.g. my_pkg.my_file.")
 
 
 def sources() -> dict[str, str]:

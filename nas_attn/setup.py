@@ -46,7 +46,13 @@ class Setup:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Setup":
-        """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
+        """The inverse of `dataclasses.asdict`, also after a trip through JSON.
+
+        Raises:
+            InputError: `imports` that are no dotted names; an export writes them into a script.
+        """
+        for name in data.get("imports", ()):
+            custom.require_name(name)
         return cls(**{**data, "names": tuple(data["names"]), "imports": tuple(data.get("imports", ()))})
 
     def yaml_graph(self) -> Graph:

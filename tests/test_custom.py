@@ -14,6 +14,7 @@ from nas_attn.architecture import Architecture, Placement
 from nas_attn.detector import build, insert_architecture, load_base
 from nas_attn.errors import InputError, SpaceError
 from nas_attn.records import MODULES, record
+from nas_attn.setup import Setup
 from nas_attn.spec import SpaceSpec
 
 SOURCE = '''
@@ -131,6 +132,11 @@ def test_a_name_of_the_table_is_not_taken_over():
 def test_only_dotted_names_are_imported(name):
     with pytest.raises(InputError, match="dotted module name"):
         custom.load([name])
+
+
+def test_a_studys_folder_cannot_slip_code_into_an_export():
+    with pytest.raises(InputError, match="dotted module name"):
+        Setup.from_dict({"imports": ["os; print(1)"]})
 
 
 def test_what_cannot_be_imported_is_told(tmp_path):
