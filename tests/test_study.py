@@ -533,7 +533,8 @@ def _kill_until_done(folder, trials, slots, rng, longest_s):
     while True:
         process = get_context("fork").Process(target=_drive, args=(folder, trials, slots), daemon=True)
         process.start()
-        process.join(rng.uniform(0.02, longest_s) if kills < 60 else None)
+        # Longer and longer: on a busy machine a driver that never got anywhere would use up the attempts of one job.
+        process.join(rng.uniform(0.02, longest_s * (1 + kills / 10)) if kills < 60 else None)
         if process.exitcode is None:
             process.kill()
             process.join()
