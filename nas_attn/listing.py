@@ -88,6 +88,7 @@ def _row(entry: ModuleRecord, known: Timings) -> dict[str, Any]:
         "constraints": [formula for formula, _ in entry.constraints],
         "map_constraints": [formula for formula, _ in entry.map_constraints],
         "needs": _needs(entry),
+        "derived": dict(entry.derived),
         "params": entry.params,
         "macs": entry.macs,
         "costs": [_cost(entry, channels, side, known) for channels, side in SIZES],
@@ -148,13 +149,18 @@ def number(value: float | None, scale: float = 1.0) -> str:
 
 def _paragraph(row: dict[str, Any]) -> str:
     lines = [f"### {row['name']}", "", row["note"], "", f"- Source: {row['paper']}{_reference(row)}."]
-    lines += [f"- The gate multiplies `{row['gate']}`; parameters `{row['params']}`; multiply-accumulates `{row['macs']}`."]
+    lines += [f"- The gate multiplies `{row['gate']}`; parameters `{row['params']}`; multiply-accumulates `{row['macs']}`{_where(row)}."]
     for name, choices in row["hyperparameters"].items():
         values = ", ".join(_plain(value) for value in choices)
         lines.append(f"- `{name}` = {_plain(row['defaults'][name])} (searched: {values}): {row['meanings'][name]}.")
     if needs := [*row["constraints"], *row["map_constraints"]]:
         lines.append(f"- Needs {', '.join(f'`{formula}`' for formula in needs)}.")
     return "\n".join(lines)
+
+
+def _where(row: dict[str, Any]) -> str:
+    named = [f"`{name} = {formula}`" for name, formula in row["derived"].items()]
+    return f", where {', '.join(named)}" if named else ""
 
 
 def _reference(row: dict[str, Any]) -> str:
