@@ -103,6 +103,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     order = random.Random(0)
+    for backward in (False, True):  # the first seconds of a process are slower: its threads and libraries start
+        compare(arguments.names.split(",")[0], *SIZES[0], backward, LEAST_ROUNDS, order)
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
