@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from nas_attn.cli_simulate import simulate
+from nas_attn.cli_verify import verify
 from nas_attn.errors import InputError, Interrupted, NasAttnError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -165,14 +167,16 @@ def search(
     pool: Annotated[str, typer.Option(help="ray (warm workers) or inline (this process).")] = "ray",
     workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, nsga2 or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="model, tpe, nsga2 or random.")] = "model",
+    fidelity: Annotated[str, typer.Option(help="full, or racing: stop at rungs what even an optimist gives up.")] = "full",
+    repeats: Annotated[int, typer.Option(min=0, help="Extra seeds after the trials, where the front is least certain.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     score_on: Annotated[str, typer.Option(help="search_val (a share of the training images) or val (your own; flagged).")] = "search_val",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost here.")] = False,
     imports: Imports = None,
 ) -> None:
     """Search a space on a data set; stopped at any point, the same command goes on."""
-    from nas_attn import detector, plan, report, show, study
+    from nas_attn import detector, plan, posterior, report, show, study
     from nas_attn.export import keep_weights
     from nas_attn.pool import open_pool
     from nas_attn.progress import Watch
@@ -186,6 +190,7 @@ def search(
     spec = SpaceSpec.load(space)
     prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on)
     share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
+    extra = {"fidelity": fidelity if fidelity != "full" else None, "repeats": repeats or None}
     with open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address) as running, Watch(console) as watch:
         snapshot = study.run(
             out,
@@ -195,9 +200,14 @@ def search(
             running,
             trials=trials,
             sampler=sampler,
+            fidelity=fidelity,
+            repeats=repeats,
+            next_repeat=posterior.next_repeat,
             storage=storage,
             controls=prepared.controls,
-            command=_typed("search", space, data=data, weights=weights, trials=trials, out=out, sampler=sampler, score_on=score_on),
+            command=_typed(
+                "search", space, data=data, weights=weights, trials=trials, out=out, sampler=sampler, score_on=score_on, **extra
+            ),
             on_event=_first(prepared.save, _and_clean(watch, out, storage)),
         )
     keep_weights(snapshot)
@@ -207,7 +217,7 @@ def search(
 
 @_command
 def report(folder: Study, storage: StorageUrl = None) -> None:
-    """Write report.html, front.png, front.csv and trials.csv from the study alone, also while it runs."""
+    """Write report.html, front.png, recommended.csv, front.csv and trials.csv from the study alone, also while it runs."""
     from nas_attn import report as writer
 
     snapshot = _load(folder, storage)
@@ -272,6 +282,10 @@ def train(
     _import(imports)
     saved = train_export(folder, str(data), settings or [])
     console.print(f"Trained: {saved}", markup=False)
+
+
+_command(verify)
+_command(simulate)
 
 
 def _import(modules: list[str] | None) -> None:

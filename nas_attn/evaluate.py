@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from nas_attn.architecture import Architecture
 from nas_attn.detector import build, build_architecture, load_weights, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.graph import Edit
-from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
-from nas_attn.proxy import Trained, Training
+from nas_attn.outcome import CHECKPOINT, Cost, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
+from nas_attn.proxy import Piece, Trained, Training
 from nas_attn.proxy import train as train_model
 from nas_attn.setup import Setup, available_cores, code_version, threads, write_atomic
 
@@ -91,7 +91,10 @@ def measure(setup: Setup, architectures: Sequence[Architecture]) -> list[dict[st
 
 
 def evaluate(setup: Setup, job: Job) -> Outcome:
-    """Train one candidate by its recipe and score it; never raises, but names the stage that failed."""
+    """Train one candidate by its recipe, to its end or to the job's rung, and score it; never raises, but names the stage that failed.
+
+    It goes on from where any attempt at a lower rung of this training paused.
+    """
     start = time.perf_counter()
     folder = job.folder(Path(setup.folder))
     stages = _Stages()
@@ -101,10 +104,11 @@ def evaluate(setup: Setup, job: Job) -> Outcome:
         with stages("build"):
             model, edit = _build(setup, job.architecture, job.seed, job.recipe.base)
         with stages("train"):
-            trained = train_model(_training(setup, job, folder), model)
+            trained = train_model(_training(setup, job, folder), model, None, _piece(setup, job))
         with stages("score"):
             outcome = _measured(setup, job, trained, edit, start)
-            write_atomic(folder / "weights.pt", lambda file: torch.save(dict(trained.state), file))
+            if job.epochs is None:
+                write_atomic(folder / "weights.pt", lambda file: torch.save(dict(trained.state), file))
         text = outcome_file_text(job, outcome)  # refuses what is not finite
     except Exception as error:
         outcome = stages.failure(error)
@@ -318,11 +322,26 @@ def _training(setup: Setup, job: Job, folder: Path) -> Training:
     )
 
 
+def _piece(setup: Setup, job: Job) -> Piece:
+    """As far as the job goes, from the highest rung below that paused; of equal ones, the latest attempt first."""
+    whole = replace(job, epochs=None)
+    trial = whole.folder(Path(setup.folder)).parent.parent
+    found = [(file.parent.parent.name.rpartition("-e")[2], file) for file in trial.glob(f"{whole.name()}-e*/*/{CHECKPOINT}")]
+    paused = sorted([(int(rung), file) for rung, file in found if rung.isdigit()], reverse=True)
+    until = job.recipe.epochs if job.epochs is None else job.epochs
+    return Piece(
+        until=until,
+        identity=f"{job.architecture.digest()}/{whole.name()}",
+        save=job.folder(Path(setup.folder)) / CHECKPOINT,
+        resume=tuple(file for rung, file in paused if rung < until),
+    )
+
+
 def _measured(setup: Setup, job: Job, trained: Trained, edit: Edit, start: float) -> Measured:
     host = {edit.moved[layer] + 1: layer for layer in (p.layer for p in job.architecture.placements)}
     return Measured(
-        map50_95=trained.map50_95,
-        map50=trained.map50,
+        map50_95=trained.score("map50_95", job.recipe.average),
+        map50=trained.score("map50", job.recipe.average),
         curve=tuple({_by_host(name, host): value for name, value in epoch.items()} for epoch in trained.curve),
         gates={str(host[row]): opening for row, opening in trained.gates.items()},
         train_seconds=trained.train_seconds,

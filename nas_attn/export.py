@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from nas_attn import pick
+from nas_attn import facts
 from nas_attn.detector import build, insert_architecture, read_state
 from nas_attn.errors import InputError, StudyError
 from nas_attn.graph import Graph
@@ -64,7 +64,7 @@ def keep_weights(snapshot: Snapshot, best: int = 3) -> int:
     scored = [t for t in snapshot.trials if t.values is not None]
     top = sorted(scored, key=lambda t: -(t.values or {})["map50_95"])[:best]
     base = [t for t in snapshot.trials if not t.architecture.placements]
-    kept = {t.architecture.digest() for t in (*pick.front_trials(snapshot), *top, *base)}
+    kept = {t.architecture.digest() for t in (*facts.front_trials(snapshot), *top, *base)}
     running = {t.architecture.digest() for t in snapshot.trials if t.state == "RUNNING"}
     doomed = [f for f in (snapshot.folder / "trials").glob(f"*/*/*/{WEIGHTS}") if f.parents[2].name not in kept | running]
     for file in doomed:
@@ -78,7 +78,7 @@ def best_job(trial: Trial) -> tuple[Job, Measured]:
     Raises:
         StudyError: a trial without a finished training.
     """
-    done = pick.measured(trial)
+    done = facts.measured(trial)
     if not done:
         raise StudyError(
             f"Only a measured trial can be exported, but trial {trial.number} is {trial.kind or 'running'}; see `nas-attn report`."
@@ -152,7 +152,7 @@ def _imports(setup: Setup) -> str:
 
 def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weights: Path | None, reason: str) -> dict[str, Any]:
     job, outcome = best_job(trial)
-    sigma = pick.sigma(snapshot)
+    sigma = facts.sigma(snapshot)
     return {
         "yaml": yaml_name,
         "imports": setup.imports,
@@ -165,7 +165,7 @@ def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weigh
         "epochs": job.recipe.epochs,
         "imgsz": job.recipe.imgsz,
         "batch": job.recipe.batch,
-        "seeds": len(pick.measured(trial)),
+        "seeds": len(facts.measured(trial)),
         "sigma": "unknown (one seed)" if sigma is None else f"{sigma:.4f}",
         "latency": _latency(trial),
         "device": outcome.device,
@@ -182,11 +182,11 @@ def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weigh
 
 
 def _rows(snapshot: Snapshot, trial: Trial) -> list[tuple[str, str, str]]:
-    base = pick.base_trial(snapshot)
+    base = facts.base_trial(snapshot)
     names = ("map50_95", "latency_ratio", "latency_ms", "params_m", "gmacs")
 
     def text(entry: Trial | None, name: str) -> str:
-        value = pick.metric(entry, name) if entry is not None else None
+        value = facts.metric(entry, name) if entry is not None else None
         return "unknown" if value is None else f"{value:.4f}"
 
     return [(name, text(trial, name), text(base, name)) for name in names]

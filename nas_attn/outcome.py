@@ -6,7 +6,7 @@ A failure is a type, never a number: none of `Rejected`, `Stopped` and `Failure`
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ from nas_attn.architecture import Architecture
 from nas_attn.errors import StudyError
 
 SCHEMA = 1
+CHECKPOINT = "checkpoint.pt"
+"""In the folder of an attempt at a rung: the paused training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything besides architecture and seed that a proxy score depends on. Two scores compare only if their recipes are equal.
 
-    `base` and `data` are fingerprints (of the fitted base's weights, of image lists and labels); `code` is the version of nas_attn,
-    Ultralytics and torch; `args` are further Ultralytics training arguments, sorted.
+    The score of a training is the mean over its last `average` epochs. `base` and `data` are fingerprints (of the fitted base's weights, of
+    image lists and labels); `code` is the version of nas_attn, Ultralytics and torch; `args` are further Ultralytics training arguments,
+    sorted.
     """
 
     epochs: int
@@ -35,10 +38,13 @@ class Recipe:
     base: str
     code: str
     args: tuple[tuple[str, Any], ...] = ()
+    average: int = 1
 
     def key(self) -> str:
         """Twelve hexadecimal digits that name this recipe."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        # A score of one epoch is named as it was before scores could be averaged: records of that time stay valid.
+        named = {name: value for name, value in asdict(self).items() if (name, value) != ("average", 1)}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
@@ -48,16 +54,21 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One training of one architecture: what to run, and which attempt at it this is (from 1)."""
+    """One training of one architecture: what to run, and which attempt at it this is (from 1).
+
+    `epochs` is the rung at which the training pauses, None for one that runs to its end. A rung changes nothing of the recipe: learning
+    rate, augmentation and all else are at every epoch those of the whole training.
+    """
 
     architecture: Architecture
     recipe: Recipe
     seed: int
     attempt: int = 1
+    epochs: int | None = None
 
     def name(self) -> str:
-        """The same for every attempt: `<recipe>-s<seed>`."""
-        return f"{self.recipe.key()}-s{self.seed}"
+        """The same for every attempt: `<recipe>-s<seed>`, and `-e<epochs>` at a rung."""
+        return f"{self.recipe.key()}-s{self.seed}" + (f"-e{self.epochs}" if self.epochs is not None else "")
 
     def folder(self, study: Path) -> Path:
         """`trials/<digest>/<job>/<attempt>` under the study's folder."""
@@ -70,6 +81,7 @@ class Job:
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "attempt": self.attempt,
+            **({"epochs": self.epochs} if self.epochs is not None else {}),
         }
 
     @classmethod
@@ -80,6 +92,7 @@ class Job:
             recipe=Recipe.from_dict(data["recipe"]),
             seed=data["seed"],
             attempt=data["attempt"],
+            epochs=data.get("epochs"),
         )
 
 
@@ -128,7 +141,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A training that ran to its end. `curve` has one mapping an epoch; `gates` the mean |gate| of each inserted row (base numbering)."""
+    """A training that ran to its end, or to its rung: scores, with a `curve` of one mapping an epoch from the first on.
+
+    `gates` holds the mean |gate| of each inserted row (base numbering); seconds are those of this job alone, not of the rungs before it.
+    """
 
     map50_95: float
     map50: float
@@ -157,7 +173,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped:
-    """Stopped at a rung on purpose, with what it had shown."""
+    """Stopped on purpose at a rung, which is named by its epochs, with what it had shown."""
 
     rung: int
     curve: tuple[Mapping[str, float], ...]
@@ -247,8 +263,8 @@ class Trial:
     """One architecture in a study, as its record tells it.
 
     `state` is Optuna's (`COMPLETE`, `PRUNED`, `FAIL`, `RUNNING`); `kind` that of the outcome which was told (`measured`, ...; None while
-    running); `values` the objectives that were told, by name; `results` every job under this trial with its outcome; `controls` the
-    labelled positive controls, on trial 0 only.
+    running); `values` the objectives by name: as told, or with the mean over all seeds where repeats came later; `results` every job under
+    this trial with its outcome, rungs and repeats included; `controls` the labelled positive controls, on trial 0 only.
     """
 
     number: int
@@ -261,6 +277,12 @@ class Trial:
     controls: tuple[tuple[str, Job, Outcome], ...] = ()
     verdict: Outcome | None = None
     seconds: float = 0.0
+
+
+def full_length(results: Iterable[tuple[Job, Outcome]]) -> dict[int, Measured]:
+    """The trainings among `results` that ran to their end, by seed: the highest rung, and the only one that is told."""
+    whole = [(job.seed, outcome) for job, outcome in results if job.epochs is None and isinstance(outcome, Measured)]
+    return dict(sorted(whole, key=lambda pair: pair[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

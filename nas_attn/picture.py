@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from nas_attn import pareto, pick
+from nas_attn import facts, pareto
 from nas_attn.architecture import Architecture
 from nas_attn.outcome import Snapshot
 
@@ -116,7 +116,7 @@ _BESIDES = {
 
 
 def _limits(ax: Axes, points: Sequence[Row], snapshot: Snapshot) -> None:
-    noise, center = pick.sigma(snapshot) or 0.0, pick.base_score(snapshot)
+    noise, center = facts.sigma(snapshot) or 0.0, facts.base_score(snapshot)
     xs = [x for r in points for x in (r["latency_ratio"], r["latency_low"], r["latency_high"]) if x is not None]
     ys = [r["map50_95"] for r in points] + ([center - noise, center + noise] if center is not None else [])
     width, height = max(max(xs) - min(xs), 0.05), max(max(ys) - min(ys), 0.01)
@@ -125,7 +125,7 @@ def _limits(ax: Axes, points: Sequence[Row], snapshot: Snapshot) -> None:
 
 
 def _draw(ax: Axes, snapshot: Snapshot, points: Sequence[Row], members: Sequence[Row]) -> None:
-    noise, center, base = pick.sigma(snapshot), pick.base_score(snapshot), pick.base_trial(snapshot)
+    noise, center, base = facts.sigma(snapshot), facts.base_score(snapshot), facts.base_trial(snapshot)
     if center is not None:
         ax.axhspan(center - (noise or 0), center + (noise or 0), color=_BAND, zorder=0.5, linewidth=0)
         ax.axhline(center, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
@@ -139,7 +139,7 @@ def _draw(ax: Axes, snapshot: Snapshot, points: Sequence[Row], members: Sequence
         inside, is_base = row["number"] in numbers, base is not None and row["number"] == base.number
         _mark(ax, row, (_INK, "D", 62, 1.3) if is_base else (_BLUE, "o", 48, 1.3) if inside else (_FAINT, "o", 20, 0.8))
     low, high = ax.get_xlim()
-    ratios = [pick.metric(t, "latency_ratio") for t in snapshot.trials if t.kind == "rejected"]
+    ratios = [facts.metric(t, "latency_ratio") for t in snapshot.trials if t.kind == "rejected"]
     over = [ratio for ratio in ratios if ratio is not None and low <= ratio <= high]
     ax.plot(over, [0.014] * len(over), "|", color="#dc2626", markersize=8, alpha=0.7, transform=ax.get_xaxis_transform(), zorder=4)
 
@@ -158,7 +158,7 @@ def _mark(ax: Axes, row: Row, look: tuple[str, str, float, float]) -> None:
 def _label(canvas: FigureCanvasAgg, ax: Axes, snapshot: Snapshot, points: Sequence[Row], members: Sequence[Row]) -> None:
     """Label the members and the base, each where it covers nothing: its modules if there is room, else its number, else nothing."""
     names = {t.number: short(t.architecture) for t in snapshot.trials}
-    base = pick.base_trial(snapshot)
+    base = facts.base_trial(snapshot)
     marked = {r["number"] for r in members} | ({base.number} if base else set())
     dots = {r["number"]: _box(ax, r, with_bar=False) for r in points}
     marks = [_box(ax, r, with_bar=r["number"] in marked) for r in points]

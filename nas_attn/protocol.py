@@ -6,7 +6,7 @@ An answer that is not usable becomes a `Failure`, for a failed trial must not en
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -15,25 +15,38 @@ from statistics import fmean
 from typing import Any
 
 from nas_attn.errors import NasAttnError
-from nas_attn.outcome import Cost, Failure, Job, Measured, Outcome, Recipe, Rejected, Stopped, outcome_from_dict
+from nas_attn.outcome import Cost, Failure, Job, Measured, Outcome, Recipe, Rejected, Stopped, Trial, outcome_from_dict
 from nas_attn.space import SearchSpace
 from nas_attn.spec import SpaceSpec
 
 _VERSIONS = ("nas-attn", "ultralytics", "torch")
+_LATER = (("average", 1), ("rungs", None))
 _LONG = 400  # characters of a setting that are worth showing when settings differ
 
 
-def study_settings(folder: Path, spec: SpaceSpec, space: SearchSpace, setup: Mapping[str, Any], sampler: str) -> dict[str, Any]:
-    """What a study may not go on without: everything that scores, costs and choices depend on, and nothing that says where it lies."""
+def study_settings(
+    folder: Path, spec: SpaceSpec, space: SearchSpace, setup: Mapping[str, Any], sampler: str, fidelity: str = "full"
+) -> dict[str, Any]:
+    """What a study may not go on without: everything that scores, costs and choices depend on, and nothing that says where it lies.
+
+    Settings that came later are left out where they have their defaults, so that a study that was begun before them goes on.
+    """
     places = {str(folder.resolve()), str(Path(setup.get("folder", folder)).resolve())}
     identity = {name: _short(_relative(value, places)) for name, value in setup.items() if name not in ("folder", "weights")}
     return {
-        "spec": spec.model_dump(mode="json"),
+        "spec": _settings_of(spec),
         "space": space.fingerprint(),
         "setup": identity,
         "sampler": sampler,
         "versions": {name: _version(name) for name in _VERSIONS},
+        **({} if fidelity == "full" else {"fidelity": fidelity}),
     }
+
+
+def _settings_of(spec: SpaceSpec) -> dict[str, Any]:
+    settings = spec.model_dump(mode="json")
+    proxy = {name: value for name, value in settings["proxy"].items() if (name, value) not in _LATER}
+    return {**settings, "proxy": proxy}
 
 
 def _relative(value: Any, places: set[str]) -> Any:
@@ -69,6 +82,7 @@ def recipe_of(spec: SpaceSpec, setup: Mapping[str, Any], fit: Mapping[str, Any])
         base=fit["fingerprint"],
         code=fit["code"],
         args=proxy.args,
+        average=proxy.average,
     )
 
 
@@ -142,6 +156,26 @@ def lost_failure(times: int, reason: str) -> Failure:
 def worn_out(attempts: int) -> Failure:
     """A job at which drivers have ended too often."""
     return Failure(stage="worker", error=f"{attempts} attempts began, and none of them ended")
+
+
+def halted(trials: Iterable[Trial], limits: Mapping[str, float], failures: int, rejections: int) -> str | None:
+    """Why no more is asked, if a search goes nowhere: that many failures, or rejections in a row."""
+    ended = [trial for trial in trials if trial.kind is not None]
+    failed = [trial for trial in ended if trial.kind == "failure"]
+    if len(failed) >= failures:
+        return f"Most trials must succeed, but {len(failed)} failed; the last: {words(failed[-1].verdict)}"
+    tail = ended[-rejections:]
+    if len(tail) == rejections and all(trial.kind == "rejected" for trial in tail):
+        return (
+            f"Some architecture must keep the limits {dict(limits)}, but {rejections} in a row did not; the last: "
+            f"{words(tail[-1].verdict)}. Loosen the limits in another study."
+        )
+    return None
+
+
+def part(job: Job) -> str:
+    """Which training of its trial a job is, in a few words."""
+    return f"seed {job.seed}" + ("" if job.epochs is None else f" to epoch {job.epochs}")
 
 
 def words(outcome: Outcome | None) -> str:

@@ -5,6 +5,9 @@ iterations); nominal batch = batch (the default of 64 makes a short proxy 32 ste
 epoch with biases from zero; mosaic until the last 40 % of the epochs (the default closes it ten epochs before the end, so a short run never
 sees it); the seed of every random source just before training, so that base and candidate see the same images, order and augmentation;
 threads. Batch halving on lack of memory and recovery from NaN are off: they would compare trainings that differ.
+
+A training may pause at a rung and go on later (`Piece`). It is one training all the same: at every epoch its learning rate, its mosaic
+and its augmentation are those of the whole length, so that what a rung shows has not been annealed, for the base and every candidate alike.
 """
 
 import math
@@ -13,16 +16,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from nas_attn import checkpoint
 from nas_attn.attention.gate import Gated
 from nas_attn.dataset import NasDataset
 from nas_attn.detector import layers, silence
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import InputError, NasAttnError
 from nas_attn.train import NasTrainer
 
 Epoch = dict[str, float]
@@ -79,8 +84,25 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """The part of a training that ends after epoch `until`.
+
+    It goes on from the first usable of the checkpoints `resume`, else from the beginning; a pause before the last epoch is kept in
+    `save`. `identity` names the whole training: a checkpoint of another one is not used.
+    """
+
+    until: int
+    identity: str
+    save: Path | None = None
+    resume: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A finished training: the averaged weights that were scored, every epoch, and what it took."""
+    """A finished training, or one that paused: the averaged weights that were scored, every epoch from the first on, and what it took.
+
+    `train_seconds` is what this call took, without the pieces before it.
+    """
 
     state: Mapping[str, Tensor]
     curve: tuple[Epoch, ...]
@@ -98,12 +120,19 @@ class Trained:
         """mAP50 after the last epoch, in 0..1."""
         return self.curve[-1]["map50"]
 
+    def score(self, name: str, average: int) -> float:
+        """The mean of a metric over the last `average` epochs, or over all where there are fewer."""
+        return fmean(epoch[name] for epoch in self.curve[-average:])
+
 
 class ProxyTrainer(NasTrainer):
     """A trainer for one ready model that writes no checkpoint, reads no data YAML and changes no batch size on its own."""
 
-    def __init__(self, training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None] | None = None) -> None:
-        self.training = training
+    def __init__(
+        self, training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None] | None = None, piece: Piece | None = None
+    ) -> None:
+        self.training, self.piece = training, piece
+        self.paused = checkpoint.first_usable(piece.resume, piece.identity, piece.until) if piece else None
         self.new_lr_scale = training.new_lr_scale
         self.curve: list[Epoch] = []
         self.on_epoch = on_epoch
@@ -113,6 +142,9 @@ class ProxyTrainer(NasTrainer):
         self.model = model
         self.add_callback("on_train_epoch_start", _refuse_batch_halving)
         self.add_callback("on_fit_epoch_end", _note_epoch)
+        if piece is not None:
+            self.add_callback("on_train_start", _restore_random)
+            self.add_callback("on_fit_epoch_end", _pause)
 
     def get_dataset(self) -> dict[str, Any]:
         """The lists of the study's folder, instead of a data YAML that Ultralytics would download, repair and cache beside."""
@@ -136,6 +168,12 @@ class ProxyTrainer(NasTrainer):
             data=self.data,
         )
 
+    def resume_training(self, ckpt: object) -> None:  # noqa: ARG002
+        """Where this piece goes on from a pause: that state, instead of a checkpoint of Ultralytics', which is halved and holds less."""
+        if self.paused is not None:
+            checkpoint.restore(self, self.paused)
+            self.curve = [dict(epoch) for epoch in self.paused["curve"]]
+
     def save_model(self) -> bool:
         """Nothing: the averaged weights are taken from memory when the training has ended."""
         return False
@@ -149,16 +187,21 @@ class ProxyTrainer(NasTrainer):
         return False
 
 
-def train(training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None] | None = None) -> Trained:
-    """Train `model` and score its averaged weights after every epoch.
+def train(training: Training, model: nn.Module, on_epoch: Callable[[Epoch], None] | None = None, piece: Piece | None = None) -> Trained:
+    """Train `model` and score its averaged weights after every epoch; with `piece`, only as far as that goes.
+
+    On a CPU, pieces give the curve and the weights of the whole, bit for bit. `on_epoch` is told the epochs that this call trained.
 
     Raises:
+        InputError: a piece that ends outside of the training.
         NasAttnError: a loss that is not finite.
         RuntimeError: what torch raises, lack of memory included.
     """
+    if piece is not None and not 1 <= piece.until <= training.epochs:
+        raise InputError(f"`1 <= until <= epochs` must hold for a piece, but got until={piece.until} with epochs={training.epochs}.")
     silence()
     _reset_peak_memory(training.device)
-    trainer = ProxyTrainer(training, model, on_epoch)
+    trainer = ProxyTrainer(training, model, on_epoch, piece)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -203,6 +246,22 @@ def gates(model: nn.Module) -> dict[int, float]:
 def _refuse_batch_halving(trainer: DetectionTrainer) -> None:
     # Ultralytics halves the batch while this counter is below three: a comparison at different batch sizes is no comparison.
     trainer._oom_retries = 3
+
+
+def _restore_random(trainer: ProxyTrainer) -> None:
+    # Setting up a trainer draws random numbers, of which the paused training knows nothing.
+    if trainer.paused is not None:
+        checkpoint.restore_random(trainer.paused)
+        trainer.paused = None
+
+
+def _pause(trainer: ProxyTrainer) -> None:
+    piece, done = trainer.piece, trainer.epoch + 1
+    if piece is None or done < piece.until or done >= trainer.epochs:
+        return
+    if piece.save is not None:
+        checkpoint.save(piece.save, trainer, piece.identity, trainer.curve)
+    trainer.stop = True
 
 
 def _note_epoch(trainer: ProxyTrainer) -> None:

@@ -2,14 +2,16 @@
 
 Every write is one storage transaction that may be the last before a kill; what a driver finds at its start is always enough to go on.
 A trial's attributes: `architecture`, `digest`, `recipe`, `cost`, `attempts`, `losses`, `results`, `controls`, `kind`, `verdict`.
-The study's attributes: `settings`, `objectives`, `owner`, `command`, `fit`.
+The study's attributes: `settings`, `objectives`, `owner`, `command`, `fit`, and `repeats:<number>` for each trial that was trained with
+further seeds after it had been told (`seeds` that were begun, `attempts`, `losses`, `results`), since what was told cannot be changed.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from nas_attn.architecture import Architecture
 from nas_attn.errors import StudyError
 from nas_attn.outcome import (
+    CHECKPOINT,
     Cost,
     Job,
     Measured,
@@ -25,6 +28,7 @@ from nas_attn.outcome import (
     Recipe,
     Snapshot,
     Trial,
+    full_length,
     kind,
     outcome_from_dict,
     outcome_to_dict,
@@ -34,6 +38,7 @@ from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
 from nas_attn.storage import Storage
 
+_REPEATS = "repeats:"
 _FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
 
 
@@ -44,10 +49,12 @@ class Record:
         self._stored, self._mirror, self._space, self._limits, self._seed = stored, mirror, space, dict(limits), seed
         self._trials: dict[int, Trial] = {}
         self._counts: dict[int, dict[str, dict[str, int]]] = {}
+        self._repeats = _repeats(stored)
         for frozen in stored.study.get_trials(deepcopy=False):
-            trial = _trial(frozen, stored.objectives)
+            trial = _trial(frozen, stored.objectives, self._repeats)
             self._trials[trial.number] = trial
-            self._counts[trial.number] = {name: dict(frozen.user_attrs.get(name, {})) for name in ("attempts", "losses")}
+            counted = self._repeats.get(trial.number, {}) if frozen.state.is_finished() else frozen.user_attrs
+            self._counts[trial.number] = {name: dict(counted.get(name, {})) for name in ("attempts", "losses")}
             mirror.add(trial, frozen.params, frozen.system_attrs)
         self._digests = {trial.architecture.digest() for trial in self._trials.values()}
 
@@ -73,7 +80,7 @@ class Record:
             StudyError: another driver runs, other settings, another folder's study, or a storage that cannot be opened.
             InputError: no sampler of that name.
         """
-        mirror = Mirror(objectives, space.genes, sampler)
+        mirror = Mirror(objectives, space.genes, sampler, limits)
         stored = Storage.drive(Path(folder), settings, objectives, storage, name)
         try:
             if command is not None:
@@ -144,7 +151,10 @@ class Record:
         """Raises one of a trial's counters (`attempts`: before a job is submitted; `losses`: when its worker was lost) and returns it."""
         counts = self._counts[number][counter]
         raised = {**counts, key: counts.get(key, 0) + 1}
-        self._stored.set_attribute(number, counter, raised)
+        if self._trials[number].state == "RUNNING":
+            self._stored.set_attribute(number, counter, raised)
+        else:
+            self._keep_repeats(number, **{counter: raised})
         self._counts[number][counter] = raised
         return raised[key]
 
@@ -169,6 +179,32 @@ class Record:
         controls = (*trial.controls, (label, job, outcome))
         self._update(number, "controls", [{"label": n, **_pair(j, o)} for n, j, o in controls], controls=controls)
         return True
+
+    @property
+    def repeats(self) -> Mapping[int, tuple[int, ...]]:
+        """The extra seeds that were begun, by trial, ended or not."""
+        return {number: tuple(entry.get("seeds", ())) for number, entry in sorted(self._repeats.items())}
+
+    def begin_repeat(self, number: int, seed: int) -> None:
+        """Notes, before anything of it is run, that a told trial is trained with one more seed."""
+        entry = self._repeats.get(number, {})
+        self._counts[number] = {name: entry.get(name, {}) for name in ("attempts", "losses")}
+        self._keep_repeats(number, seeds=[*entry.get("seeds", ()), seed])
+
+    def save_repeat(self, number: int, job: Job, outcome: Outcome) -> bool:
+        """As `save_result`, for a repeat that was begun; the trial's values become the means over all of its seeds."""
+        trial, entry = self._trials[number], self._repeats.get(number, {})
+        if job.seed not in entry.get("seeds", ()) or any(theirs.name() == job.name() for theirs, _ in trial.results):
+            return False
+        self._keep_repeats(number, results=[*entry.get("results", ()), _pair(job, outcome)])
+        self._trials[number] = _with_repeats(trial, [(job, outcome)])
+        return True
+
+    def drop_checkpoints(self, numbers: Sequence[int]) -> None:
+        """Deletes the pauses of some trials' trainings: none goes on once it has been told."""
+        for number in numbers:
+            for file in (self.folder / "trials" / self._trials[number].architecture.digest()).glob(f"*/*/{CHECKPOINT}"):
+                file.unlink(missing_ok=True)
 
     def constraints(self, cost: Cost | None) -> dict[str, float]:
         """One number a limit, at most 0 where it is kept. A latency ratio is over its bound only if its whole interval is."""
@@ -220,6 +256,11 @@ class Record:
         self._stored.set_attribute(number, attribute, value)
         self._trials[number] = replace(self._trials[number], **changes)
 
+    def _keep_repeats(self, number: int, **changes: Any) -> None:
+        entry = {**self._repeats.get(number, {}), **changes}
+        self._stored.set_study_attribute(f"{_REPEATS}{number}", entry)
+        self._repeats[number] = entry
+
     def _add(self, architecture: Architecture, recipe: Recipe, system: Mapping[str, Any]) -> Trial:
         genes, number = self._space.encode(architecture), len(self._trials)
         trial = Trial(number=number, state="RUNNING", kind=None, architecture=architecture)
@@ -254,21 +295,35 @@ def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
 
 
 def _snapshot(storage: Storage) -> Snapshot:
-    attributes, objectives = storage.study.user_attrs, storage.objectives
+    attributes, objectives, repeats = storage.study.user_attrs, storage.objectives, _repeats(storage)
     return Snapshot(
         folder=storage.folder,
         name=storage.study.study_name,
         objectives=objectives,
         settings={**attributes["settings"], **{name: attributes[name] for name in ("command",) if name in attributes}},
         fit=attributes.get("fit"),
-        trials=tuple(_trial(frozen, objectives) for frozen in storage.study.get_trials(deepcopy=False)),
+        trials=tuple(_trial(frozen, objectives, repeats) for frozen in storage.study.get_trials(deepcopy=False)),
     )
 
 
-def _trial(frozen: FrozenTrial, objectives: Mapping[str, str]) -> Trial:
+def _repeats(storage: Storage) -> dict[int, dict[str, Any]]:
+    attributes = storage.study.user_attrs
+    return {int(name.removeprefix(_REPEATS)): value for name, value in attributes.items() if name.startswith(_REPEATS)}
+
+
+def _with_repeats(trial: Trial, further: Sequence[tuple[Job, Outcome]]) -> Trial:
+    """A told trial with further results: its accuracies are the means over all seeds that were trained to the end."""
+    results, values = (*trial.results, *further), dict(trial.values or {})
+    seeds, costs = full_length(results).values(), trial.cost.metrics() if trial.cost else {}
+    values |= {name: fmean(getattr(one, name) for one in seeds) for name in values if name not in costs}
+    return replace(trial, results=results, values=values or None, seconds=_seconds(results))
+
+
+def _trial(frozen: FrozenTrial, objectives: Mapping[str, str], repeats: Mapping[int, Mapping[str, Any]]) -> Trial:
     attributes, ended = frozen.user_attrs, frozen.state.is_finished()
     results = tuple(_unpair(item) for item in attributes.get("results", ()))
-    return Trial(
+    further = [_unpair(item) for item in repeats.get(frozen.number, {}).get("results", ())]
+    trial = Trial(
         number=frozen.number,
         state=frozen.state.name,
         kind=attributes["kind"] if ended else None,
@@ -280,6 +335,7 @@ def _trial(frozen: FrozenTrial, objectives: Mapping[str, str]) -> Trial:
         verdict=outcome_from_dict(attributes["verdict"]) if ended else None,
         seconds=_seconds(results),
     )
+    return _with_repeats(trial, further) if further else trial
 
 
 def _pair(job: Job, outcome: Outcome) -> dict[str, Any]:

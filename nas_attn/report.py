@@ -19,25 +19,35 @@ import jinja2
 import pandas as pd
 import plotly.graph_objects as go
 
-from nas_attn import pick
+from nas_attn import facts
+from nas_attn.claim import SURE
 from nas_attn.outcome import Failure, Rejected, Snapshot, Stopped, Trial
 from nas_attn.picture import Row, in_plane, picture, plane_front
+from nas_attn.posterior import Posterior, believe
 
 COLUMNS = (
     "number", "state", "kind", "digest", "architecture", "map50_95", "latency_ratio", "latency_ms", "params_m", "gmacs",
     "map50", "latency_low", "latency_high", "latency_quality", "gain", "gain_sigmas", "gain_to_mean", "seeds", "gate_movement",
     "train_seconds", "activation_mib", "error",
 )  # fmt: skip
+RECOMMENDED = (
+    "number", "digest", "architecture", "map50_95", "map50_95_low", "map50_95_high", "latency_ratio", "latency_ms", "params_m", "gmacs",
+    "gain", "gain_low", "gain_high", "p_non_dominated", "p_beats_base", "recommended", "observed_map50_95", "seeds",
+)  # fmt: skip
 MOVED = 1e-3
 """Mean |gate| below which a module has hardly left the identity."""
 
 
 def write(snapshot: Snapshot, folder: Path) -> tuple[Path, ...]:
-    """Write report.html, front.png, front.csv and trials.csv into `folder`, each whole or not at all; gives their paths in that order."""
-    rows, front = table(snapshot), front_table(snapshot)
+    """Write report.html, front.png, recommended.csv, front.csv and trials.csv into `folder`, each whole or not at all; gives their paths.
+
+    `front.csv` is what was observed, `recommended.csv` what a model of all trials expects: empty where there are too few for one.
+    """
+    rows, front, believed = table(snapshot), front_table(snapshot), believe(snapshot)
     files = {
-        "report.html": page(snapshot).encode(),
+        "report.html": page(snapshot, believed).encode(),
         "front.png": picture(snapshot, rows, front),
+        "recommended.csv": _csv(recommended_table(believed), RECOMMENDED),
         "front.csv": _csv(front),
         "trials.csv": _csv(rows),
     }
@@ -60,19 +70,39 @@ def table(snapshot: Snapshot) -> list[Row]:
 
 def front_table(snapshot: Snapshot) -> list[Row]:
     """The rows of the front's members, by latency."""
-    return [_row(snapshot, t) for t in pick.front_trials(snapshot)]
+    return [_row(snapshot, t) for t in facts.front_trials(snapshot)]
+
+
+def recommended_table(believed: Posterior | None) -> list[Row]:
+    """One row a member of the recommended front, by latency, with the keys `RECOMMENDED`.
+
+    `map50_95` and `gain` over the base are expected, with 90 % intervals; probabilities: dominated by nothing, better than the
+    base. `recommended`: the member is the base, or beats it with probability `claim.SURE`.
+    """
+    rows = []
+    for member in believed.front if believed else ():
+        trial, claim = member.trial, member.claim
+        is_base = not trial.architecture.placements
+        values = (
+            trial.number, trial.architecture.digest(), trial.architecture.to_json(), claim.mean, claim.low, claim.high,
+            *(facts.metric(trial, name) for name in ("latency_ratio", "latency_ms", "params_m", "gmacs")),
+            claim.gain, claim.gain_low, claim.gain_high, claim.non_dominated, None if is_base else claim.beats_base, member.sure,
+            facts.metric(trial, "map50_95"), len(facts.measured(trial)),
+        )  # fmt: skip
+        rows.append(dict(zip(RECOMMENDED, values, strict=True)))
+    return rows
 
 
 def _row(snapshot: Snapshot, trial: Trial) -> Row:
-    cost, gain = trial.cost, pick.gain(snapshot, trial)
-    done = [outcome for _, outcome in pick.measured(trial)]
+    cost, gain = trial.cost, facts.gain(snapshot, trial)
+    done = [outcome for _, outcome in facts.measured(trial)]
     moved = gates(trial)
     latency = cost.latency if cost else None
     values = (
         trial.number, trial.state, trial.kind or "running", trial.architecture.digest(), trial.architecture.to_json(),
-        pick.metric(trial, "map50_95"), *(pick.metric(trial, name) for name in ("latency_ratio", "latency_ms", "params_m", "gmacs")),
+        facts.metric(trial, "map50_95"), *(facts.metric(trial, name) for name in ("latency_ratio", "latency_ms", "params_m", "gmacs")),
         _mean(o.map50 for o in done), latency and latency.low, latency and latency.high, latency and latency.quality,
-        gain, pick.in_sigmas(snapshot, gain), pick.gain_to_mean(snapshot, trial), len(done), _mean(moved.values()),
+        gain, facts.in_sigmas(snapshot, gain), facts.gain_to_mean(snapshot, trial), len(done), _mean(moved.values()),
         _mean(o.train_seconds for o in done), cost and cost.activation_mib, _why(trial),
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
@@ -81,7 +111,7 @@ def _row(snapshot: Snapshot, trial: Trial) -> Row:
 def gates(trial: Trial) -> dict[str, float]:
     """The mean |gate| at the end of the proxy, by inserted row of the base, mean over seeds."""
     seen: dict[str, list[float]] = {}
-    for _, outcome in pick.measured(trial):
+    for _, outcome in facts.measured(trial):
         for row, value in outcome.gates.items():
             seen.setdefault(row, []).append(value)
     return {row: statistics.fmean(seen[row]) for row in sorted(seen, key=lambda r: (len(r), r))}
@@ -104,18 +134,21 @@ def _mean(values: Any) -> float | None:
     return statistics.fmean(found) if found else None
 
 
-def _csv(rows: Sequence[Row]) -> bytes:
-    return pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n").encode()
+def _csv(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> bytes:
+    return pd.DataFrame(rows, columns=list(columns)).to_csv(index=False, lineterminator="\n").encode()
 
 
-def page(snapshot: Snapshot) -> str:
-    """The report as one HTML document: scripts and styles inside, nothing fetched (its own policy forbids it), all text escaped."""
+def page(snapshot: Snapshot, believed: Posterior | None = None) -> str:
+    """The report as one HTML document: scripts and styles inside, nothing fetched (its own policy forbids it), all text escaped.
+
+    `believed` is the study's posterior, where there is one.
+    """
     folder = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["fixed"] = _fixed
-    return environment.get_template("report.html.j2").render(_context(snapshot))
+    return environment.get_template("report.html.j2").render(_context(snapshot, believed))
 
 
 def _fixed(value: float | None, digits: int = 4, sign: bool = False) -> str:
@@ -125,23 +158,26 @@ def _fixed(value: float | None, digits: int = 4, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
-def _context(snapshot: Snapshot) -> dict[str, Any]:
+def _context(snapshot: Snapshot, believed: Posterior | None) -> dict[str, Any]:
     rows, members = table(snapshot), front_table(snapshot)
     trials = {t.number: t for t in snapshot.trials}
     for row in [*rows, *members]:
         row["text"] = str(trials[row["number"]].architecture)
         row["gates"] = gates(trials[row["number"]])
         row["strength"] = _strength(row["gain_sigmas"])
-    base = pick.base_trial(snapshot)
+    base = facts.base_trial(snapshot)
     return {
         "snapshot": snapshot,
         "base": base.number if base else None,
         "rows": rows,
         "front": members,
         "counts": Counter(r["kind"] for r in rows),
+        "posterior": believed,
+        "recommended": [{**row, "text": str(trials[row["number"]].architecture)} for row in recommended_table(believed)],
+        "sure": SURE,
         "figure": _interactive(snapshot, rows, members),
         "noise": _noise(snapshot, rows, trials),
-        "controls": pick.controls(snapshot),
+        "controls": facts.controls(snapshot),
         "gated": [r for r in rows if r["gates"]],
         "moved": MOVED,
         "latency": _latency(rows, trials),
@@ -156,18 +192,18 @@ def _context(snapshot: Snapshot) -> dict[str, Any]:
 def _strength(sigmas: float | None) -> str:
     if sigmas is None:
         return "unknown"
-    return "noise" if abs(sigmas) <= 1 else "unclear" if abs(sigmas) <= pick.SEPARATED else "separated"
+    return "noise" if abs(sigmas) <= 1 else "unclear" if abs(sigmas) <= facts.SEPARATED else "separated"
 
 
 def _noise(snapshot: Snapshot, rows: Sequence[Row], trials: Mapping[int, Trial]) -> dict[str, Any]:
     """Sigma, where the gains lie beside it, and how far the best of so many would lie if no module changed anything."""
-    base = pick.base_trial(snapshot)
+    base = facts.base_trial(snapshot)
     others = [r for r in rows if r["gain_sigmas"] is not None and trials[r["number"]].architecture.placements]
     count, seeds = len(others), min((r["seeds"] for r in others), default=1)
     return {
-        "sigma": pick.sigma(snapshot),
-        "base": pick.base_score(snapshot),
-        "scores": pick.scores(base) if base else {},
+        "sigma": facts.sigma(snapshot),
+        "base": facts.base_score(snapshot),
+        "scores": facts.scores(base) if base else {},
         "candidates": count,
         "strengths": Counter(r["strength"] for r in others),
         "best": max(others, key=lambda r: (r["gain_sigmas"], -r["number"]), default=None),
@@ -209,7 +245,7 @@ def _interactive(snapshot: Snapshot, rows: Sequence[Row], members: Sequence[Row]
     points, inside = in_plane(rows), {r["number"] for r in members}
     if not points:
         return ""
-    base = pick.base_trial(snapshot)
+    base = facts.base_trial(snapshot)
     line = plane_front(in_plane(members))
     figure = go.Figure()
     groups = (
@@ -223,7 +259,7 @@ def _interactive(snapshot: Snapshot, rows: Sequence[Row], members: Sequence[Row]
     for name, group, marker in groups:
         if group:
             _trace(figure, name, group, marker)
-    noise, center = pick.sigma(snapshot), pick.base_score(snapshot)
+    noise, center = facts.sigma(snapshot), facts.base_score(snapshot)
     if noise and center is not None:
         figure.add_hrect(y0=center - noise, y1=center + noise, fillcolor="#9ca3af", opacity=0.16, line_width=0, layer="below")
     grid = {"gridcolor": "rgba(128,128,128,0.18)", "zeroline": False, "automargin": True}

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import InputError, nearest
+from nas_attn.guide import choose
 from nas_attn.outcome import Stopped, Trial
 from nas_attn.space import SearchSpace
 from nas_attn.storage import set_constraints
@@ -60,17 +61,26 @@ def _random(seed: int) -> BaseSampler:
 
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType({"tpe": _tpe, "nsga2": _nsga2, "random": _random})
+MODEL = "model"
+NAMES = (MODEL, *SAMPLERS)
 
 
 def make(name: str, seed: int) -> BaseSampler:
-    """A new sampler: `tpe` (multivariate; running trials count as bad ones), `nsga2` or `random`.
+    """A new sampler of Optuna's: `tpe` (multivariate; running trials count as bad ones), `nsga2` or `random`.
 
     Raises:
         InputError: no sampler of that name.
     """
-    if name not in SAMPLERS:
-        raise InputError(f"A sampler must have a known name, but got {name!r}. {nearest(name, SAMPLERS)}")
+    require(name)
+    if name == MODEL:
+        raise InputError("The sampler 'model' needs candidates; make a `nas_attn.guide.ModelSampler`.")
     return SAMPLERS[name](seed)
+
+
+def require(name: str) -> None:
+    """Raises InputError unless a sampler has that name."""
+    if name not in NAMES:
+        raise InputError(f"A sampler must have a known name, but got {name!r}. {nearest(name, NAMES)}")
 
 
 def ask_seed(seed: int, number: int) -> int:
@@ -83,10 +93,18 @@ class Mirror:
 
     Measured trials are COMPLETE and feasible. Rejected ones are COMPLETE and infeasible: what was not measured stands at its worst, which
     no sampler reads beside a violated constraint. Stopped ones are COMPLETE with what they had shown last. Failed ones are FAIL.
+    The sampler `model` reads the trials themselves, with every seed and cost of each.
     """
 
-    def __init__(self, objectives: Mapping[str, str], genes: Mapping[str, tuple[Any, ...]], sampler: str) -> None:
-        make(sampler, 0)
+    def __init__(
+        self,
+        objectives: Mapping[str, str],
+        genes: Mapping[str, tuple[Any, ...]],
+        sampler: str,
+        limits: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        require(sampler)
+        self._limits, self._trials = dict(limits), dict[int, Trial]()
         self.distributions: dict[str, BaseDistribution] = {name: CategoricalDistribution(choices) for name, choices in genes.items()}
         self._objectives, self._sampler = dict(objectives), sampler
         self._storage, self._numbers = InMemoryStorage(), dict[int, int]()
@@ -113,6 +131,9 @@ class Mirror:
         """
         rng = random.Random(seed)
         attributes: dict[str, Any] = {}
+        if self._sampler == MODEL:
+            found = choose(space, self._objectives, self._limits, self._trials.values(), seen, seed) or _unseen(space, rng, seen)
+            return None if found is None else (found, attributes)
         for genes, attributes in itertools.islice(self.proposals(seed), TRIES):
             architecture = space.repair(genes, rng)
             if architecture.digest() not in seen:
@@ -123,6 +144,7 @@ class Mirror:
     def add(self, trial: Trial, genes: Mapping[str, Any], system: Mapping[str, Any]) -> None:
         """Adds a trial of the record in the state that it has there; `system` are its attributes, constraints included."""
         state, values = self._seen(trial)
+        self._trials[trial.number] = trial
         self.study.add_trial(
             create_trial(
                 state=state,
@@ -137,6 +159,7 @@ class Mirror:
     def tell(self, trial: Trial, constraints: Mapping[str, float]) -> None:
         """Ends a trial that was added while it ran."""
         state, values = self._seen(trial)
+        self._trials[trial.number] = trial
         number = self._numbers[trial.number]
         if state == TrialState.COMPLETE:
             set_constraints(self.study, self._storage, number, constraints)

@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nas_attn import listing
-from nas_attn import pick as chooser
+from nas_attn import facts, listing, pick, posterior
 from nas_attn.records import record
 
 Row = dict[str, Any]
@@ -72,23 +71,52 @@ def conformance(console: Console, name: str) -> bool:
 
 def summary(console: Console, snapshot: Any, out: Path) -> None:
     """The front, the noise and the controls of a study, and what to run next."""
-    front = chooser.front_trials(snapshot)
+    front = facts.front_trials(snapshot)
     title = f"Pareto front: {len(front)} of {len(snapshot.trials)} trials"
     table = Table("trial", "architecture", "mAP50-95", "latency ratio", title=title)
     for entry in front:
         values = entry.values or {}
         table.add_row(str(entry.number), str(entry.architecture), f"{values['map50_95']:.4f}", f"{values['latency_ratio']:.3f}")
     console.print(table)
-    sigma = chooser.sigma(snapshot)
+    _recommended(console, snapshot)
+    sigma = facts.sigma(snapshot)
     if sigma is not None:
         console.print(f"sigma, the noise of one score over the base's seeds: {sigma:.4f} mAP50-95")
-    for control in chooser.controls(snapshot):
+    for control in facts.controls(snapshot):
         verdict = "separated" if control.separated else "NOT separated" if control.separated is not None else "unknown"
         by = "no score" if control.sigmas is None else f"{control.gain:+.4f} mAP50-95, {control.sigmas:+.1f} sigma"
         console.print(f"positive control {control.label}: {by} ({verdict})", markup=False)
     where = shlex.quote(str(out))
     console.print(f"Report: {out / 'report.html'}", markup=False)
     console.print(f"Next: nas-attn pick {where} --rule knee; nas-attn export {where} --to winner", markup=False)
+
+
+def _recommended(console: Console, snapshot: Any) -> None:
+    """What the model of all trials expects of the front's members, and what it would take."""
+    believed = posterior.believe(snapshot)
+    if believed is None:
+        return
+    table = Table(
+        "trial", "expected mAP50-95", "90 %", "latency ratio", "gain", "90 %", "P(on the front)", "P(beats the base)", title=_MODEL
+    )
+    for member in believed.front:
+        claim = member.claim
+        gain = (f"{claim.gain:+.4f}", f"{claim.gain_low:+.4f} to {claim.gain_high:+.4f}")
+        table.add_row(
+            str(member.trial.number),
+            f"{claim.mean:.4f}",
+            f"{claim.low:.4f} to {claim.high:.4f}",
+            f"{facts.latency(member.trial):.3f}",
+            *(gain if member.trial.architecture.placements else ("base", "")),
+            f"{claim.non_dominated:.2f}",
+            f"{claim.beats_base:.2f}" if member.trial.architecture.placements else "",
+        )
+    _wide(console).print(table)
+    if set(snapshot.objectives) == {"map50_95", "latency_ratio"}:
+        console.print(pick.pick(snapshot, "knee").reason, markup=False, soft_wrap=True)
+
+
+_MODEL = "What a model of all trials expects (recommended.csv)"
 
 
 def _wide(console: Console) -> Console:

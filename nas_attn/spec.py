@@ -82,11 +82,34 @@ class BaseFit(Schedule):
 
 
 class Proxy(Schedule):
-    """The short training of every candidate from the fitted base. Inserted modules learn `new_lr_scale` times as fast."""
+    """The short training of every candidate from the fitted base. Inserted modules learn `new_lr_scale` times as fast.
+
+    Its score is the mean over the last `average` epochs. `rungs` are the epochs after which a race may stop it, the last of them `epochs`;
+    not given, each is a third of the next, rounded down. A rung is a pause: the schedule stays that of `epochs`.
+    """
 
     epochs: Count = 6
     lr0: Positive = 0.001
     new_lr_scale: Positive = 10.0
+    average: Count = 1
+    rungs: tuple[int, ...] | None = None
+
+    @field_validator("rungs", mode="before")
+    @classmethod
+    def _check_rungs(cls, value: Any) -> Any:
+        given = value if isinstance(value, (list, tuple)) else ()
+        whole = all(type(rung) is int and rung >= 1 for rung in given)
+        if value is not None and (not given or not whole or list(given) != sorted(set(given))):
+            raise _refusal(f"must be a rising list of whole epochs from 1, but got {_show(value)}; write e.g. [1, 3, 9]")
+        return value
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.average > self.epochs:
+            raise _refusal(f"must be at most `epochs`, but got {self.average} with epochs={self.epochs}; average fewer", "average")
+        if self.rungs and self.rungs[-1] != self.epochs:
+            raise _refusal(f"must end with `epochs`, the whole training, but got {list(self.rungs)}; write {self.epochs} last", "rungs")
+        return self
 
 
 class Timing(_Section):

@@ -4,7 +4,6 @@ One driver keeps the workers of a pool busy. Whatever it learns it writes down a
 call goes on from the record and the outcome files, and trains nothing twice.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.architecture import Architecture
-from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError
-from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, Trial, kind
-from nas_attn.pool import Done, Pool, Task
+from nas_attn.errors import InputError, Interrupted, NasAttnError
+from nas_attn.flights import Flights
+from nas_attn.jobs import Control, Jobs, rungs_for
+from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, Trial, full_length, kind
+from nas_attn.pool import Done, Pool
 from nas_attn.protocol import (
     deadline_s as allowed_s,
 )
 from nas_attn.protocol import (
+    halted,
     job_key,
     lost_failure,
     mean_outcome,
+    part,
     read_costs,
     read_fit,
     read_outcome,
@@ -31,6 +34,7 @@ from nas_attn.protocol import (
     worn_out,
 )
 from nas_attn.record import Record
+from nas_attn.repeats import NextRepeat, Repeats
 from nas_attn.space import SearchSpace
 from nas_attn.spec import SpaceSpec
 
@@ -41,9 +45,6 @@ MAX_ATTEMPTS = 20
 """A job that was begun this often without an end has failed: it brings the driver down."""
 MAX_FAILURES = 10
 MAX_REJECTIONS = 200
-
-Control = tuple[str, Architecture, Mapping[str, Any]]
-"""A positive control: its label, what to train, and what to change in the recipe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,9 @@ def run(
     *,
     trials: int,
     sampler: str = "tpe",
+    fidelity: str = "full",
+    repeats: int = 0,
+    next_repeat: NextRepeat | None = None,
     storage: str | None = None,
     name: str | None = None,
     controls: Sequence[Control] = (),
@@ -79,20 +83,25 @@ def run(
 
     `setup` is what workers need besides the job, as plain JSON values; `controls` are trained beside the base if `spec.controls`;
     a training may take `deadline_s`, or twenty times what the fit lets expect; `command` is kept for reports.
+    With `fidelity` `racing` candidates are trained rung by rung and stopped where even an optimist sees no use in more (`nas_attn.racing`).
+    When the trials have counted, up to `repeats` extra trainings follow, each of the trial and the seed that `next_repeat` names.
     A study that is there already goes on. The pool stays open.
 
     Raises:
-        InputError: fewer than one trial, or no such sampler.
+        InputError: fewer than one trial or no repeats, no such sampler or fidelity.
         StudyError: another driver runs, or other settings than the study was begun with.
         NasAttnError: the base cannot be fitted or measured, too many failures, or a space in which nothing keeps the limits.
         Interrupted: Ctrl-C; the same call goes on.
     """
     if trials < 1:
         raise InputError(f"`trials >= 1` must hold, but got {trials=}; the base alone is one.")
+    if repeats < 0:
+        raise InputError(f"`repeats >= 0` must hold, but got {repeats=}; 0 is none.")
+    rungs = rungs_for(spec, fidelity)
     folder = Path(folder)
     record = Record.open(
         folder,
-        settings=study_settings(folder, spec, space, setup, sampler),
+        settings=study_settings(folder, spec, space, setup, sampler, fidelity),
         objectives=spec.objectives,
         space=space,
         sampler=sampler,
@@ -104,21 +113,15 @@ def run(
     )
     chosen = tuple(controls) if spec.controls else ()
     with record:
-        driver = _Driver(record, spec, setup, pool, trials, chosen, deadline_s, on_event or (lambda _: None))
+        driver = _Driver(record, spec, setup, pool, trials, chosen, rungs, deadline_s, on_event or (lambda _: None))
         try:
             driver.fit()
             driver.search()
+            if next_repeat is not None:
+                driver.repeat(repeats, next_repeat)
         except KeyboardInterrupt:
             raise Interrupted(f"Stopped with {driver.counted} of {trials} trials; the same command goes on from there.") from None
         return record.snapshot()
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A task that a pool holds: a training of one trial (`job`), or the measurement of several."""
-
-    numbers: tuple[int, ...]
-    job: Job | None = None
 
 
 class _Driver:
@@ -132,12 +135,13 @@ class _Driver:
         pool: Pool,
         total: int,
         controls: tuple[Control, ...],
+        rungs: tuple[int, ...],
         deadline_s: float,
         on_event: Callable[[Event], None],
     ) -> None:
-        self.record, self.spec, self.setup, self.pool, self.total = record, spec, dict(setup), pool, total
-        self.controls, self.deadline_s, self.on_event = controls, deadline_s, on_event
-        self.flying: dict[str, _Flight] = {}
+        self.record, self.spec, self.setup, self.total = record, spec, dict(setup), total
+        self.controls, self.rungs, self.deadline_s, self.on_event = controls, rungs, deadline_s, on_event
+        self.flights = Flights(pool, setup)
         self.ready: deque[tuple[int, Job]] = deque()
         self.exhausted = False
 
@@ -166,8 +170,8 @@ class _Driver:
     def _fitted(self) -> Mapping[str, Any]:
         lost: str | None = None
         for attempt in range(1, MAX_LOSSES + 1):
-            self.pool.submit(Task(key=f"fit/{attempt}", kind="fit", payload=json.dumps({"setup": self.setup})))
-            done = self._wait()[0]
+            self.flights.fit(attempt)
+            _, done = self.flights.wait()[0]
             if done.result is not None:
                 return read_fit(done.result)
             lost = done.lost
@@ -178,25 +182,38 @@ class _Driver:
 
     def search(self) -> None:
         """Adopts what a former driver left, begins with the base, and goes on until enough trials have counted."""
-        self.recipe = recipe_of(self.spec, self.setup, self.record.fit or {})
+        self.jobs = Jobs.of(self.spec, recipe_of(self.spec, self.setup, self.record.fit or {}), self.rungs, self.controls)
         self._adopt()
         if not self.record.trials:
-            base = self.record.add(Architecture(self.spec.base), self.recipe)
+            base = self.record.add(Architecture(self.spec.base), self.jobs.recipe)
             self.emit("asked", "trial 0: base", base.number)
             self._measure([base.number])
         while self._keep_busy():
-            for done in self._wait():
-                self._take(done)
+            self._take()
         self._conclude()
 
-    def _wait(self) -> list[Done]:
-        done = self.pool.wait(None)
-        if not done:
-            raise PoolError(f"A pool must answer for every task, but it forgot {sorted(self.flying)}; run the same command again.")
-        return done
+    def repeat(self, budget: int, choose: NextRepeat) -> None:
+        """Goes on with the repeats that were begun, then with those that `choose` names, until it has enough or the budget is spent."""
+        repeats = Repeats(self.record, self.jobs, budget, choose)
+        for number, job in repeats.unfinished():
+            self._make_ready(number, job)
+        while self._keep_repeating(repeats):
+            self._take()
+
+    def _keep_repeating(self, repeats: Repeats) -> bool:
+        while self.flights.idle:
+            if self.ready:
+                self._train(*self.ready.popleft())
+            elif (begun := repeats.begin()) is not None:
+                self._make_ready(*begun)
+            else:
+                break
+        return bool(self.flights)
 
     def _adopt(self) -> None:
         running = [trial for trial in self.record.trials.values() if trial.state == "RUNNING"]
+        if self.jobs.races:
+            self.record.drop_checkpoints(sorted(self.record.trials.keys() - {trial.number for trial in running}))
         for trial in running:
             self.emit("adopted", f"trial {trial.number} is under way: {trial.architecture}", trial.number)
             if trial.cost is not None:
@@ -206,25 +223,28 @@ class _Driver:
             self._measure(unmeasured)
 
     def _keep_busy(self) -> bool:
-        """Submits what is ready, asks when workers would idle; whether anything is under way."""
-        while self.ready and self._idle():
-            self._train(*self.ready.popleft())
-        if not self.ready and self._idle() and all(flight.job for flight in self.flying.values()):
+        """Stops what has lost its race, submits what is ready, asks when workers would idle; whether anything is under way."""
+        for number, verdict in self.jobs.stopped(self.record.trials.values(), [number for number, _ in self.ready]).items():
+            self.ready = deque(entry for entry in self.ready if entry[0] != number)
+            self._tell(number, verdict)
+        while self.ready and self.flights.idle:
+            first = self.jobs.first(self.record.trials.values(), [number for number, _ in self.ready])
+            entry = self.ready[first]
+            del self.ready[first]
+            self._train(*entry)
+        if not self.ready and self.flights.idle and not self.flights.measures:
             self._ask()
-        return bool(self.flying)
-
-    def _idle(self) -> bool:
-        return sum(flight.job is not None for flight in self.flying.values()) < self.pool.slots
+        return bool(self.flights)
 
     def _ask(self) -> None:
         # Never more than can count: so which trials are asked does not depend on the order in which workers answer.
         running = sum(trial.state == "RUNNING" for trial in self.record.trials.values())
-        wanted = min(max(1, self.pool.slots), self.total - self.counted - running)
+        wanted = min(max(1, self.flights.slots), self.total - self.counted - running)
         if self.record.trials[0].state != "COMPLETE" or self._halted():
             return
         numbers: list[int] = []
         while len(numbers) < wanted and not self.exhausted:
-            trial = self.record.ask(self.recipe)
+            trial = self.record.ask(self.jobs.recipe)
             self.exhausted = trial is None
             if trial is not None:
                 numbers.append(trial.number)
@@ -239,38 +259,30 @@ class _Driver:
             del attempts[number]
         if not attempts:
             return
-        architectures = [self.record.trials[number].architecture.to_dict() for number in attempts]
-        key = f"measure/{'-'.join(map(str, attempts))}/{max(attempts.values())}"
-        payload = json.dumps({"setup": self.setup, "architectures": architectures})
-        self._submit(Task(key=key, kind="measure", payload=payload, exclusive=True, deadline_s=self.deadline_s), _Flight(tuple(attempts)))
+        architectures = {number: self.record.trials[number].architecture for number in attempts}
+        self.flights.measure(architectures, max(attempts.values()), self.deadline_s)
 
     def _train(self, number: int, job: Job) -> None:
         job = replace(job, attempt=self.record.count(number, "attempts", job_key(job)))
         if job.attempt > MAX_ATTEMPTS:
             self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
             return
-        payload = json.dumps({"setup": self.setup, "job": job.to_dict()})
-        limit_s = allowed_s(self.record.fit or {}, job.recipe.epochs, self.deadline_s)
-        task = Task(key=f"train/{number}/{job_key(job)}/{job.attempt}", kind="train", payload=payload, deadline_s=limit_s)
-        self.emit("train", f"trial {number}: training with seed {job.seed}, attempt {job.attempt}", number)
-        self._submit(task, _Flight((number,), job))
-
-    def _submit(self, task: Task, flight: _Flight) -> None:
-        self.flying[task.key] = flight
-        self.pool.submit(task)
+        self.emit("train", f"trial {number}: training with {part(job)}, attempt {job.attempt}", number)
+        self.flights.train(number, job, allowed_s(self.record.fit or {}, job.recipe.epochs, self.deadline_s))
 
     # -- answers ---------------------------------------------------------------------------------------------------------------------------
 
-    def _take(self, done: Done) -> None:
-        flight = self.flying.pop(done.key, None)
-        if flight is None:
-            self.emit("late", f"an answer that nobody waits for: {done.key}")
-        elif flight.job is None:
-            self._measured(flight.numbers, done)
-        elif done.result is None:
-            self._lost(flight.numbers[0], flight.job, str(done.lost))
-        else:
-            self._finish_job(flight.numbers[0], flight.job, read_outcome(done.result))
+    def _take(self) -> None:
+        """Waits for answers, and acts on them."""
+        for flight, done in self.flights.wait():
+            if flight is None:
+                self.emit("late", f"an answer that nobody waits for: {done.key}")
+            elif flight.job is None:
+                self._measured(flight.numbers, done)
+            elif done.result is None:
+                self._lost(flight.numbers[0], flight.job, str(done.lost))
+            else:
+                self._finish_job(flight.numbers[0], flight.job, read_outcome(done.result))
 
     def _measured(self, numbers: Sequence[int], done: Done) -> None:
         if done.result is None:
@@ -301,28 +313,23 @@ class _Driver:
             limit = next(iter(over))
             self._tell(number, Rejected(limit=limit, value=trial.cost.metrics()[limit], bound=self.spec.limits[limit]))
             return
-        for job in self._missing(trial):
-            if not self._adopt_file(number, job):
-                self.ready.append((number, job))
+        self._advance(number)
+
+    def _advance(self, number: int) -> None:
+        """Makes ready what a trial may be trained with next, unless it has left its outcome; tells a trial that lacks nothing."""
+        adopted = self.record.trials[number].state == "RUNNING"
+        while adopted:
+            busy = {job_key(job) for theirs, job in (*self.ready, *self.flights.trainings) if theirs == number}
+            jobs = [job for job in self.jobs.next(self.record.trials[number]) if job_key(job) not in busy]
+            adopted = sum(self._make_ready(number, job) for job in jobs) > 0
         self._settle(number)
 
-    def _jobs(self, trial: Trial) -> list[Job]:
-        count = self.spec.base_seeds if trial.number == 0 else self.spec.seeds
-        return [Job(architecture=trial.architecture, recipe=self.recipe, seed=seed) for seed in range(count)]
-
-    def _control_jobs(self) -> dict[str, Job]:
-        return {
-            label: Job(architecture=architecture, recipe=replace(self.recipe, **changes), seed=0)
-            for label, architecture, changes in self.controls
-        }
-
-    def _missing(self, trial: Trial) -> list[Job]:
-        done = {job_key(job) for job, _ in trial.results}
-        jobs = [job for job in self._jobs(trial) if job_key(job) not in done]
-        known = {label for label, _, _ in trial.controls}
-        if trial.number == 0:
-            jobs += [job for label, job in self._control_jobs().items() if label not in known]
-        return list({job_key(job): job for job in jobs}.values())
+    def _make_ready(self, number: int, job: Job) -> bool:
+        """Whether the job has an outcome already, which then counts; else it waits for a worker."""
+        adopted = self._adopt_file(number, job)
+        if not adopted:
+            self.ready.append((number, job))
+        return adopted
 
     def _adopt_file(self, number: int, job: Job) -> bool:
         """Whether an attempt at this job has left its outcome in a file, which then counts."""
@@ -341,51 +348,44 @@ class _Driver:
             self._keep(number, job, lost_failure(MAX_LOSSES, reason))
         elif not adopted:
             self.ready.appendleft((number, job))
-        self._settle(number)
+        self._advance(number)
 
     def _finish_job(self, number: int, job: Job, outcome: Outcome) -> None:
         self._keep(number, job, outcome)
-        self._settle(number)
+        self._advance(number)
 
     def _keep(self, number: int, job: Job, outcome: Outcome) -> None:
-        for label, control in self._control_jobs().items():
+        trial = self.record.trials[number]
+        if trial.state != "RUNNING":
+            self.record.save_repeat(number, job, outcome)
+        for label, control in self.jobs.labelled().items():
             if number == 0 and job_key(control) == job_key(job):
                 self.record.save_control(number, label, job, outcome)
-        if job_key(job) in {job_key(own) for own in self._jobs(self.record.trials[number])}:
+        if self.jobs.belongs(trial, job):
             self.record.save_result(number, job, outcome)
-        self.emit("trained", f"trial {number}: seed {job.seed} {kind(outcome)}", number)
+        self.emit("trained", f"trial {number}: {part(job)} {kind(outcome)}", number)
 
     def _settle(self, number: int) -> None:
         """Tells a trial whose jobs have all ended, or of which one has not ended well."""
         trial = self.record.trials[number]
-        outcomes = [outcome for _, outcome in trial.results]
-        bad = next((outcome for outcome in outcomes if not isinstance(outcome, Measured)), None)
+        if trial.state != "RUNNING":
+            return
+        bad = next((outcome for _, outcome in trial.results if not isinstance(outcome, Measured)), None)
         if bad is not None:
             self.ready = deque(entry for entry in self.ready if entry[0] != number)
-            if not any(number in flight.numbers for flight in self.flying.values()):
+            if not self.flights.holds(number):
                 self._tell(number, bad)
-        elif not self._missing(trial):
-            self._tell(number, mean_outcome([outcome for outcome in outcomes if isinstance(outcome, Measured)]))
+        elif not self.jobs.missing(trial):
+            self._tell(number, mean_outcome([*full_length(trial.results).values()]))
 
     def _tell(self, number: int, verdict: Outcome) -> None:
         self.record.tell(number, verdict)
-        event = "rejected" if isinstance(verdict, Rejected) else "told"
-        self.emit(event, f"trial {number}: {words(verdict)}", number)
+        if self.jobs.races:
+            self.record.drop_checkpoints([number])
+        self.emit("rejected" if isinstance(verdict, Rejected) else "told", f"trial {number}: {words(verdict)}", number)
 
     def _halted(self) -> str | None:
-        """Why no more is asked, if the search goes nowhere."""
-        ended = [trial for trial in self.record.trials.values() if trial.kind is not None]
-        failures = [trial for trial in ended if trial.kind == "failure"]
-        most = max(MAX_FAILURES, self.total)
-        if len(failures) >= most:
-            return f"Most trials must succeed, but {len(failures)} failed; the last: {words(failures[-1].verdict)}"
-        tail = ended[-MAX_REJECTIONS:]
-        if len(tail) == MAX_REJECTIONS and all(trial.kind == "rejected" for trial in tail):
-            return (
-                f"Some architecture must keep the limits {dict(self.spec.limits)}, but {MAX_REJECTIONS} in a row did not; the last: "
-                f"{words(tail[-1].verdict)}. Loosen the limits in another study."
-            )
-        return None
+        return halted(self.record.trials.values(), self.spec.limits, max(MAX_FAILURES, self.total), MAX_REJECTIONS)
 
     def _conclude(self) -> None:
         base = self.record.trials[0]

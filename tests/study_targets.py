@@ -14,7 +14,20 @@ from typing import Any
 import optuna
 
 from nas_attn.architecture import Architecture, Placement
-from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, Recipe, Stopped, Trial, outcome_file_text, outcome_to_dict
+from nas_attn.outcome import (
+    CHECKPOINT,
+    Cost,
+    Failure,
+    Job,
+    Latency,
+    Measured,
+    Outcome,
+    Recipe,
+    Stopped,
+    Trial,
+    outcome_file_text,
+    outcome_to_dict,
+)
 from nas_attn.pool import Done, Task
 from nas_attn.record import Record
 from nas_attn.space import SearchSpace, Site
@@ -65,7 +78,7 @@ def stored_study(folder: Path) -> optuna.Study:
 
 @dataclass(frozen=True)
 class Fake:
-    """How often (of 100 architectures) the evaluator does what, and how long a training takes."""
+    """How often (of 100 architectures) the evaluator does what, and how long a training takes; with `curves`, all epochs are told."""
 
     fails: int = 0
     stops: int = 0
@@ -73,6 +86,7 @@ class Fake:
     bad_build: int = 0
     seconds: float = 0.0
     fit_fails: bool = False
+    curves: bool = False
 
 
 def setup(folder: Path, fake: Fake = Fake(), **changes: Any) -> dict[str, Any]:
@@ -106,6 +120,8 @@ def train(folder: Path, job: Job, fake: Fake) -> Outcome:
     _log(folder, f"{'again' if again else 'start'} {job.architecture.digest()}/{job.name()}/{job.attempt}")
     time.sleep(fake.seconds)
     outcome = score(job, fake)
+    if job.epochs is not None:
+        (place / CHECKPOINT).write_text("paused")
     temporary = place / "outcome.tmp"
     temporary.write_text(outcome_file_text(job, outcome))
     temporary.rename(place / "outcome.json")
@@ -120,7 +136,16 @@ def score(job: Job, fake: Fake = Fake()) -> Outcome:
     curve = ({"epoch": 1.0, "map50_95": 0.1},)
     if job.architecture.placements and _share(f"stop{digest}") < fake.stops:
         return Stopped(rung=1, curve=curve)
-    return measured(0.2 + (_share(f"map{digest}") + _share(f"seed{digest}{job.seed}") / 20 + 10 * (job.recipe.epochs > 6)) / 1000)
+    final = measured(0.2 + (_share(f"map{digest}") + _share(f"seed{digest}{job.seed}") / 20 + 10 * (job.recipe.epochs > 6)) / 1000)
+    return _along(job, final) if fake.curves else final
+
+
+def _along(job: Job, final: Measured) -> Measured:
+    """The same training up to the job's rung: a rise of 0.01 an epoch, with luck of its own at each but the last."""
+    whole, name = job.recipe.epochs, f"{job.architecture.digest()}{job.seed}"
+    scores = [final.map50_95 - 0.01 * (whole - e) + (e < whole) * (_share(f"luck{name}{e}") - 50) / 10000 for e in range(1, whole + 1)]
+    curve = tuple({"epoch": float(e), "map50_95": score, "map50": score * 1.6} for e, score in enumerate(scores, 1))[: job.epochs]
+    return replace(final, map50_95=curve[-1]["map50_95"], map50=curve[-1]["map50"], curve=curve)
 
 
 def measured(map50_95: float) -> Measured:

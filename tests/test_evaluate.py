@@ -11,8 +11,9 @@ from nas_attn import evaluate, latency
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.attention.halo import HaloAttention
 from nas_attn.errors import InputError
-from nas_attn.outcome import Failure, Job, Measured, Recipe, outcome_from_dict, read_outcome_file
+from nas_attn.outcome import CHECKPOINT, Failure, Job, Measured, Recipe, outcome_from_dict, read_outcome_file
 from nas_attn.plan import load_setup
+from nas_attn.proxy import Piece, Trained, Training
 from nas_attn.record import load_study
 from nas_attn.records import record
 from nas_attn.setup import Setup, resolved_device
@@ -48,6 +49,49 @@ def test_a_training_ends_in_an_outcome_file_that_answers_its_job(setup: Setup, r
     state = torch.load(folder / "weights.pt", weights_only=True)
     assert "model.5.gate_bias" in state
     assert not list(folder.glob(".*"))
+
+
+def test_a_rung_leaves_a_pause_from_which_any_attempt_goes_on(
+    setup: Setup, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study(name: str) -> Setup:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "base").symlink_to(Path(setup.folder) / "base")
+        return replace(setup, folder=str(tmp_path / name))
+
+    began: list[int] = []
+    real = evaluate.train_model
+
+    def counting(training: Training, model: object, _: object, piece: Piece) -> Trained:
+        epochs: list[object] = []
+        trained = real(training, model, epochs.append, piece)
+        began.append(len(epochs))
+        return trained
+
+    monkeypatch.setattr(evaluate, "train_model", counting)
+    job = Job(architecture=Architecture(setup.base, (LSKA,)), recipe=recipe, seed=7)
+    rung, here = replace(job, epochs=1), study("pieces")
+    whole = evaluate.evaluate(study("whole"), job)
+    first, second = evaluate.evaluate(here, rung), evaluate.evaluate(here, replace(rung, attempt=2))
+    pauses = [replace(rung, attempt=attempt).folder(Path(here.folder)) / CHECKPOINT for attempt in (1, 2)]
+    before = pauses[0].read_bytes()
+    pauses[1].write_bytes(before[:5000])  # the later attempt was torn
+    ended = evaluate.evaluate(here, job)
+    assert began == [2, 1, 1, 1]
+    assert isinstance(whole, Measured)
+    assert isinstance(first, Measured)
+    assert isinstance(ended, Measured)
+    assert first.curve == second.curve == whole.curve[:1]
+    assert first.map50_95 == whole.curve[0]["map50_95"]
+    assert (ended.curve, ended.map50_95, ended.map50, ended.gates) == (whole.curve, whole.map50_95, whole.map50, whole.gates)
+    assert pauses[0].read_bytes() == before
+    assert not (rung.folder(Path(here.folder)) / "weights.pt").exists()
+    kept = [torch.load(job.folder(tmp_path / name) / "weights.pt", weights_only=True) for name in ("whole", "pieces")]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    averaged = evaluate.evaluate(here, replace(job, recipe=replace(recipe, average=2)))
+    assert isinstance(averaged, Measured)
+    assert averaged.curve == whole.curve
+    assert averaged.map50_95 == pytest.approx(sum(epoch["map50_95"] for epoch in whole.curve) / 2)
 
 
 @pytest.mark.parametrize(

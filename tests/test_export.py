@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from nas_attn import detector, pick
+from nas_attn import detector, facts
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, StudyError
 from nas_attn.export import Exported, best_job, export, keep_weights
@@ -80,7 +80,7 @@ def test_its_files_say_what_it_is(candidate: Trial, exported: Exported) -> None:
     card = (exported.folder / "card.md").read_text()
     for expected in ("Because of a test.", candidate.architecture.digest(), "search_val", "95 % interval", "torch", "nas-attn search"):
         assert expected in card
-    assert f"{pick.metric(candidate, 'map50_95'):.4f}" in card
+    assert f"{facts.metric(candidate, 'map50_95'):.4f}" in card
 
 
 def test_another_scale_builds_without_weights_and_says_so(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:

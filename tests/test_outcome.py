@@ -1,5 +1,6 @@
 """Jobs, recipes and the four outcomes: named by all that they depend on, whole after a trip through JSON, refused when torn."""
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from nas_attn.outcome import (
     Recipe,
     Rejected,
     Stopped,
+    full_length,
     kind,
     outcome_file_text,
     outcome_from_dict,
@@ -84,8 +86,9 @@ def test_a_file_of_another_attempt_counts() -> None:
         replace(JOB, seed=4),
         replace(JOB, recipe=replace(RECIPE, epochs=7)),
         replace(JOB, architecture=Architecture("yolo11n.yaml")),
+        replace(JOB, epochs=3),
     ],
-    ids=["seed", "recipe", "architecture"],
+    ids=["seed", "recipe", "architecture", "rung"],
 )
 def test_a_file_of_another_job_is_refused(job: Job) -> None:
     with pytest.raises(StudyError, match="it answers another"):
@@ -170,6 +173,7 @@ def test_kinds() -> None:
         ("data", "d2"),
         ("base", "b2"),
         ("code", "c2"),
+        ("average", 2),
         ("args", ()),
         ("args", (*RECIPE.args[:2], ("optimizer", "SGD"))),
     ],
@@ -198,6 +202,35 @@ def test_a_jobs_folder_says_what_it_holds() -> None:
     third = replace(JOB, attempt=3)
     assert JOB.name() == third.name() == f"{RECIPE.key()}-s3"
     assert third.folder(Path("study")) == Path("study") / "trials" / JOB.architecture.digest() / f"{RECIPE.key()}-s3" / "3"
+
+
+def test_a_rung_is_a_job_of_its_own() -> None:
+    rung = replace(JOB, epochs=3)
+    assert rung.name() == f"{JOB.name()}-e3"
+    assert rung.folder(Path("study")).parent.name == rung.name()
+    assert Job.from_dict(json.loads(json.dumps(rung.to_dict()))) == rung
+    assert len({JOB.name(), rung.name(), replace(JOB, epochs=1).name(), replace(rung, seed=4).name()}) == 4
+
+
+def test_records_from_before_rungs_and_averages_are_read_and_named_as_they_were() -> None:
+    data = json.loads(json.dumps(JOB.to_dict()))
+    assert "epochs" not in data
+    del data["recipe"]["average"]
+    assert Job.from_dict(data) == JOB
+    assert Job.from_dict(data).name() == JOB.name()
+    text = json.dumps(dict(sorted(data["recipe"].items())))
+    assert RECIPE.key() == hashlib.sha256(text.encode()).hexdigest()[:12]
+    old = json.dumps({"schema": 1, "job": data, "outcome": outcome_to_dict(MEASURED)})
+    assert read_outcome_file(old, JOB) == MEASURED
+
+
+def test_what_is_told_comes_from_trainings_to_the_end_by_seed() -> None:
+    late, early = replace(MEASURED, map50_95=0.4), replace(MEASURED, map50_95=0.1)
+    failed = Failure(stage="train", error="x")
+    pairs = [(JOB, MEASURED), (replace(JOB, epochs=3), early), (replace(JOB, seed=1), late), (replace(JOB, seed=5), failed)]
+    assert full_length(pairs) == {1: late, 3: MEASURED}
+    assert list(full_length(pairs)) == [1, 3]
+    assert full_length([]) == {}
 
 
 def test_cost_both_ways_and_its_metrics() -> None:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import re
-import statistics
 
 import pytest
-from snapshots import RECIPE, base, cost, failed, measured, placement, rejected, results, running, snapshot, stopped, study, trial
+from snapshots import base, cost, failed, placement, rejected, running, snapshot, stopped, study, trial
 
 from nas_attn import pick
 from nas_attn.errors import InputError
-from nas_attn.outcome import Failure
 
 A, B, C = [placement(4)], [placement(6, 2)], [placement(9, 3)]
 
@@ -31,69 +29,6 @@ def drawn():
 
 def numbers(trials):
     return [t.number for t in trials]
-
-
-def test_sigma_is_the_sample_deviation_of_the_base_seeds():
-    assert pick.sigma(drawn()) == pytest.approx(statistics.stdev([0.300, 0.304, 0.296])) == pytest.approx(0.004)
-    assert pick.sigma(snapshot(base([0.3]))) is None
-    assert pick.sigma(snapshot()) is None
-
-
-def test_scores_are_those_of_the_recipe_with_most_epochs():
-    short, arch = dataclasses.replace(RECIPE, epochs=2), base().architecture
-    early = tuple((dataclasses.replace(job, recipe=short), measured(0.1)) for job, _ in results(arch, [0.1, 0.1]))
-    entry = dataclasses.replace(base(), results=early + base().results)
-    assert pick.scores(entry) == {0: 0.300, 1: 0.304, 2: 0.296}
-    assert pick.base_score(snapshot(entry)) == pytest.approx(0.300)
-
-
-def test_gains_are_against_the_mean_of_the_base():
-    snap = drawn()
-    assert pick.gain(snap, snap.trials[1]) == pytest.approx(0.030)
-    assert pick.in_sigmas(snap, 0.030) == pytest.approx(7.5)
-    assert pick.gain(snap, snap.trials[5]) is None
-    assert pick.in_sigmas(snapshot(base([0.3, 0.3])), 0.01) is None
-
-
-def test_gains_are_paired_over_shared_seeds_so_that_the_luck_of_a_seed_cancels():
-    snap = snapshot(base([0.300, 0.310]), trial(1, A, [0.311], 1.1), trial(2, B, [0.311, 0.317], 1.1))
-    assert pick.gain_to_mean(snap, snap.trials[1]) == pytest.approx(0.006)
-    assert pick.gain(snap, snap.trials[1]) == pytest.approx(0.011)
-    assert pick.gain(snap, snap.trials[2]) == pytest.approx(0.009)
-
-
-def test_scores_of_other_recipes_do_not_compare():
-    other = trial(1, A, 0.33, 1.1)
-    recipe = dataclasses.replace(RECIPE, code="another version")
-    other = dataclasses.replace(other, results=tuple((dataclasses.replace(job, recipe=recipe), o) for job, o in other.results))
-    assert pick.gain(snapshot(base(), other), other) is None
-    assert pick.gain_to_mean(snapshot(base(), other), other) is None
-
-
-def test_the_front_holds_measured_trials_by_latency():
-    assert numbers(pick.front_trials(drawn())) == [0, 1, 2, 3]
-    assert pick.front_trials(snapshot(failed(0), running(1))) == ()
-
-
-def test_only_measured_trials_stand_on_the_front_whatever_was_told():
-    told = dataclasses.replace(stopped(1), state="COMPLETE", values={"map50_95": 0.9, "latency_ratio": 0.5})
-    assert numbers(pick.front_trials(snapshot(base(), told))) == [0]
-
-
-def test_a_third_objective_keeps_what_two_would_drop():
-    goals = {"map50_95": "maximize", "latency_ratio": "minimize", "params_m": "minimize"}
-    trials = [
-        base(extra={"params_m": 2.6}),
-        trial(1, A, 0.33, 1.1, extra={"params_m": 2.9}),
-        trial(2, B, 0.32, 1.2, extra={"params_m": 2.5}),
-    ]
-    assert numbers(pick.front_trials(snapshot(*trials, objectives=goals))) == [0, 1, 2]
-    assert numbers(pick.front_trials(snapshot(*trials))) == [0, 1]
-
-
-def test_a_trial_without_all_objectives_is_not_on_the_front():
-    goals = {"map50_95": "maximize", "latency_ratio": "minimize", "gmacs": "minimize"}
-    assert pick.front_trials(snapshot(base(), objectives=goals)) == ()
 
 
 @pytest.mark.parametrize(("rule", "number"), [("best", 3), ("fastest", 0), ("1se", 2), ("knee", 1)])
@@ -166,33 +101,6 @@ def test_latency_that_is_no_objective_comes_from_the_cost():
     entries = [dataclasses.replace(base(), values={"map50_95": 0.3, "params_m": 2.6})]
     entries += [dataclasses.replace(trial(1, A, 0.33, 1.1), values={"map50_95": 0.33, "params_m": 2.7}, cost=cost(1.07))]
     assert "at 1.070x the base's latency" in pick.pick(snapshot(*entries, objectives=goals), "best").reason
-
-
-@pytest.mark.parametrize(
-    ("label", "score", "separated"),
-    [
-        ("help: longer fit", 0.309, True),
-        ("help: longer fit", 0.307, False),
-        ("help: longer fit", 0.280, False),
-        ("harm: shuffled", 0.291, True),
-        ("harm: shuffled", 0.293, False),
-        ("harm: shuffled", 0.320, False),
-        ("another", 0.280, True),
-    ],
-)
-def test_controls_must_separate_in_their_direction(label, score, separated):
-    (control,) = pick.controls(snapshot(base(controls={label: measured(score)})))
-    assert (control.label, control.separated, control.seeds) == (label, separated, 1)
-    assert control.sigmas == pytest.approx((score - 0.3) / 0.004)
-
-
-def test_a_control_that_failed_or_has_no_sigma_is_not_known():
-    (lost,) = pick.controls(snapshot(base(controls={"harm": Failure(stage="train", error="out of memory")})))
-    assert (lost.score, lost.separated, lost.errors) == (None, None, ("train: out of memory",))
-    (blind,) = pick.controls(snapshot(base([0.3], controls={"harm": measured(0.1)})))
-    assert blind.separated is None
-    assert blind.gain == pytest.approx(-0.2)
-    assert pick.controls(snapshot(failed(0))) == ()
 
 
 def test_picking_is_the_same_whatever_the_order_of_trials():

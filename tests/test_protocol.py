@@ -12,9 +12,11 @@ from nas_attn.errors import NasAttnError
 from nas_attn.outcome import Failure, Rejected, Stopped, Trial, outcome_to_dict
 from nas_attn.protocol import (
     deadline_s,
+    halted,
     job_key,
     lost_failure,
     mean_outcome,
+    part,
     read_costs,
     read_fit,
     read_outcome,
@@ -35,6 +37,7 @@ def _spec(**proxy):
 def test_a_recipe_holds_the_whole_proxy_and_what_the_fit_stands_for():
     assert recipe_of(_spec(), {}, FIT) == RECIPE
     assert recipe_of(_spec(mosaic=0.5, degrees=1.0), {}, FIT) == replace(RECIPE, args=(("degrees", 1.0), ("mosaic", 0.5)))
+    assert recipe_of(_spec(average=3), {}, FIT) == replace(RECIPE, average=3)
     assert recipe_of(_spec(epochs=2, lr0=0.01), {"score_on": "val"}, FIT) == replace(RECIPE, epochs=2, lr0=0.01, score_on="val")
 
 
@@ -57,6 +60,35 @@ def test_settings_do_not_depend_on_where_the_study_lies():
     assert here == settings(Path("/else"), weights="/moved.pt")
     assert here != settings(Path("/else"), weights_sha256="def")
     assert settings(Path("/else"), graph=list(range(300)))["setup"]["graph"].startswith("sha256:")
+
+
+def test_settings_that_came_later_are_told_only_where_they_are_used():
+    def settings(fidelity="full", **proxy):
+        return study_settings(Path("/here"), _spec(**proxy), space(), {}, "tpe", fidelity)
+
+    assert "fidelity" not in settings()
+    assert not {"average", "rungs"} & set(settings()["spec"]["proxy"])
+    assert settings("racing")["fidelity"] == "racing"
+    assert settings(average=2, rungs=[2, 6])["spec"]["proxy"] == {**settings()["spec"]["proxy"], "average": 2, "rungs": [2, 6]}
+
+
+def test_a_search_that_goes_nowhere_is_halted():
+    def trials(*kinds):
+        verdicts = {"failure": Failure(stage="train", error="x"), "rejected": Rejected(limit="gmacs", value=2.0, bound=1.0)}
+        base = {"state": "-", "architecture": Architecture(BASE)}
+        return [Trial(number=i, kind=k, verdict=verdicts.get(k), **base) for i, k in enumerate(kinds)]
+
+    limits = {"gmacs": 1.0}
+    assert halted(trials("measured", "failure", None, "rejected", "failure"), limits, 3, 2) is None
+    assert halted(trials("failure", "measured", "failure"), limits, 2, 2) == "Most trials must succeed, but 2 failed; the last: train: x"
+    reason = halted(trials("measured", "rejected", None, "rejected"), limits, 3, 2)
+    assert reason.startswith("Some architecture must keep the limits {'gmacs': 1.0}, but 2 in a row did not; the last: gmacs = 2")
+
+
+def test_a_part_is_told_with_its_rung():
+    trial = Trial(number=1, state="RUNNING", kind=None, architecture=Architecture(BASE))
+    assert part(job_of(trial, seed=2)) == "seed 2"
+    assert part(replace(job_of(trial), epochs=3)) == "seed 0 to epoch 3"
 
 
 def test_a_job_key_is_one_for_all_attempts_and_differs_between_jobs():

@@ -14,7 +14,7 @@ from torch import nn
 from nas_attn import data, detector, proxy
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.attention.gate import Gated
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import InputError, NasAttnError
 from nas_attn.records import record
 from nas_attn.train import separate_new
 
@@ -206,3 +206,83 @@ def test_mosaic_closes_for_the_last_part_and_never_from_the_start(lists: tuple[s
 def test_a_space_may_choose_the_optimizer_but_not_the_pairing(lists: tuple[str, str], tmp_path: Path) -> None:
     arguments = proxy.arguments(training(lists, tmp_path, args={"optimizer": "SGD", "deterministic": False, "nbs": 64}))
     assert (arguments["optimizer"], arguments["deterministic"], arguments["nbs"]) == ("SGD", True, 8)
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------------------------------
+
+
+def in_pieces(lists: tuple[str, str], folder: Path, rungs: tuple[int, ...], base: str = BASE, **changes: object) -> list[proxy.Trained]:
+    """A training that pauses at each rung, every piece by a trainer and a model of its own."""
+    trained, saved = [], []
+    for rung in rungs:
+        place = folder / str(rung)
+        piece = proxy.Piece(until=rung, identity="this", save=place / "checkpoint.pt", resume=tuple(reversed(saved)))
+        torch.manual_seed(rung)  # what a worker did before must not matter
+        trained.append(proxy.train(training(lists, place, epochs=rungs[-1], **changes), candidate(base), None, piece))
+        saved.append(place / "checkpoint.pt")
+    assert [file.is_file() for file in saved] == [True] * (len(rungs) - 1) + [False]
+    return trained
+
+
+def candidate(base: str) -> nn.Module:
+    if base == BASE:
+        return model(CANDIDATE)
+    graph, scale = detector.load_base(base)
+    torch.manual_seed(11)
+    return detector.build(graph, scale, 4)
+
+
+def require_equal(one: proxy.Trained, other: proxy.Trained) -> None:
+    assert one.curve == other.curve
+    assert list(one.state) == list(other.state)
+    assert [k for k in one.state if not torch.equal(one.state[k], other.state[k])] == []
+    assert one.gates == other.gates
+
+
+@pytest.mark.parametrize(
+    ("rungs", "base", "changes"),
+    [
+        ((1, 3), BASE, {}),  # 24 images in batches of 8: the sampler draws ahead at an epoch's end
+        ((1, 2, 3, 5), BASE, {"batch": 7, "args": {"mixup": 0.5, "close_mosaic": 3}}),  # pauses before, at and after mosaic closes
+        ((2, 3), BASE, {"args": {"optimizer": "SGD", "cos_lr": True, "warmup_epochs": 2.5, "close_mosaic": 2}}),
+        ((2, 3), BASE, {"args": {"optimizer": "MuSGD", "close_mosaic": 0, "multi_scale": 0.5}}),
+        ((1, 3), "yolo26n.yaml", {}),  # a loss that follows the epochs
+    ],
+    ids=["short", "mosaic", "SGD", "MuSGD", "yolo26"],
+)
+@pytest.mark.slow
+def test_a_training_in_pieces_is_the_whole_bit_for_bit(
+    lists: tuple[str, str], tmp_path: Path, rungs: tuple[int, ...], base: str, changes: dict[str, object]
+) -> None:
+    whole = proxy.train(training(lists, tmp_path / "whole", epochs=rungs[-1], **changes), candidate(base))
+    pieces = in_pieces(lists, tmp_path, rungs, base, **changes)
+    require_equal(pieces[-1], whole)
+    assert [piece.curve for piece in pieces] == [whole.curve[:rung] for rung in rungs]
+
+
+def test_two_halves_are_the_whole_bit_for_bit(lists: tuple[str, str], tmp_path: Path) -> None:
+    whole = proxy.train(training(lists, tmp_path / "whole"), model(CANDIDATE))
+    first, second = in_pieces(lists, tmp_path, (1, 2))
+    require_equal(second, whole)
+    assert first.curve == whole.curve[:1]
+    assert first.score("map50_95", 3) == whole.curve[0]["map50_95"]
+    assert whole.score("map50_95", 2) == pytest.approx(sum(epoch["map50_95"] for epoch in whole.curve) / 2)
+    assert whole.score("map50", 1) == whole.map50
+
+
+def test_a_training_whose_checkpoint_is_torn_or_foreign_begins_again(lists: tuple[str, str], tmp_path: Path) -> None:
+    whole = proxy.train(training(lists, tmp_path / "whole"), model(CANDIDATE))
+    in_pieces(lists, tmp_path, (1, 2))
+    torn, foreign = tmp_path / "torn.pt", tmp_path / "1" / "checkpoint.pt"
+    torn.write_bytes(foreign.read_bytes()[:-1000])
+    told: list[dict[str, float]] = []
+    piece = proxy.Piece(until=2, identity="another", resume=(tmp_path / "absent.pt", torn, foreign))
+    again = proxy.train(training(lists, tmp_path / "again"), model(CANDIDATE), told.append, piece)
+    require_equal(again, whole)
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("until", [0, 3])
+def test_a_piece_ends_within_its_training(lists: tuple[str, str], tmp_path: Path, until: int) -> None:
+    with pytest.raises(InputError, match="1 <= until <= epochs"):
+        proxy.train(training(lists, tmp_path), model(), None, proxy.Piece(until=until, identity="this"))

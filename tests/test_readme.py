@@ -19,6 +19,7 @@ from nas_attn.record import load_study
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOOD = ROOT.parent / "shared" / "data" / "bccd320"
+YOLOBENCH = ROOT.parent / "shared" / "data" / "yolobench" / "yolobench.csv"
 SHORTER = {
     "base_fit: {epochs: 24}": "base_fit: {epochs: 3}",
     "epochs: 4, imgsz": "epochs: 1, imgsz",
@@ -69,6 +70,18 @@ def test_version_and_changelog_agree() -> None:
 def test_the_commands_that_need_no_training_run() -> None:
     for arguments in commands("Look around"):
         assert run(arguments, ROOT)
+
+
+@pytest.mark.skipif(not YOLOBENCH.is_file(), reason="the YOLOBench table is not beside the repository")
+def test_samplers_are_replayed_against_a_table(tmp_path: Path) -> None:
+    shutil.copy(YOLOBENCH, tmp_path)
+    (simulate,) = [arguments for arguments in commands("How sure is it") if arguments[1] == "simulate"]
+    cut = [{"60": "12", "20": "1"}.get(word, word) for word in simulate]
+    found = json.loads(run([*cut, "--json"], tmp_path))["samplers"]
+    assert set(found) == {"model", "tpe", "nsga2", "random"}
+    for entry in found.values():
+        assert entry["trials"][-1] == 12
+        assert 0.5 < entry["hypervolume_share"]["median"][-1] <= 1
 
 
 @pytest.mark.slow

@@ -156,6 +156,49 @@ def test_counters_are_stored_before_they_are_returned(tmp_path):
         assert record.count(0, "losses", "a") == 2
 
 
+def test_repeats_are_kept_beside_what_was_told_and_read_back_equal(tmp_path):
+    with open_record(tmp_path) as record:
+        number = tell_next(record, measured(0.3))
+        trial = record.trials[number]
+        job = job_of(trial, seed=1)
+        assert not record.save_repeat(number, job, measured(0.5))  # nobody began it
+        record.begin_repeat(number, 1)
+        assert record.repeats == {number: (1,)}
+        assert record.count(number, "attempts", "a") == 1
+        assert record.save_repeat(number, job, measured(0.5))
+        assert not record.save_repeat(number, job, measured(0.9))
+        record.begin_repeat(number, 2)
+        assert record.count(number, "attempts", "a") == 2
+        record.save_repeat(number, job_of(trial, seed=2), Failure(stage="train", error="x"))
+        kept = dict(record.trials)
+        assert dict(enumerate(record.snapshot().trials)) == kept
+    assert kept[number].values == {"map50_95": 0.5, "latency_ratio": 1.1}
+    assert [job.seed for job, _ in kept[number].results] == [1, 2]
+    assert stored_study(tmp_path).trials[number].values == [0.3, 1.1]
+    with open_record(tmp_path) as record:
+        assert dict(record.trials) == kept
+        assert record.repeats == {number: (1, 2)}
+        assert record.count(number, "attempts", "a") == 3
+
+
+def test_checkpoints_of_a_trial_are_dropped_and_nothing_else(tmp_path):
+    with open_record(tmp_path) as record:
+        numbers = [tell_next(record, measured(0.3)), tell_next(record, measured(0.3))]
+        files = []
+        for number in numbers:
+            rung = replace(job_of(record.trials[number]), epochs=3)
+            for attempt in (1, 2):
+                files.append(replace(rung, attempt=attempt).folder(tmp_path) / "checkpoint.pt")
+        for file in files:
+            file.parent.mkdir(parents=True)
+            file.write_text("paused")
+            (file.parent / "outcome.json").write_text("{}")
+        record.drop_checkpoints([0])
+        record.drop_checkpoints([0])
+    assert [file.exists() for file in files] == [False, False, True, True]
+    assert all((file.parent / "outcome.json").exists() for file in files)
+
+
 # -- outcome files ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -78,13 +78,13 @@ def written(tmp_path_factory):
 def test_every_study_has_a_whole_report(name, tmp_path):
     snap = STUDIES[name]
     paths = report.write(snap, tmp_path)
-    assert [p.name for p in paths] == ["report.html", "front.png", "front.csv", "trials.csv"]
+    assert [p.name for p in paths] == ["report.html", "front.png", "recommended.csv", "front.csv", "trials.csv"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
     page = Page((tmp_path / "report.html").read_text())
     assert page.resources == []
     assert "None" not in page.text
     assert "nan" not in re.findall(r"\w+", page.text)
-    assert page.tags.count("h2") == 8
+    assert page.tags.count("h2") == 9
     rows = read_csv((tmp_path / "trials.csv").read_bytes())
     assert [int(r["number"]) for r in rows] == sorted(t.number for t in snap.trials)
     png = (tmp_path / "front.png").read_bytes()

@@ -39,7 +39,7 @@ def test_make_gives_a_sampler_without_any_warning(name):
 
 
 def test_make_names_the_nearest_for_an_unknown_name():
-    with pytest.raises(InputError, match=r"'nsga'.*Did you mean 'nsga2'\? Known: nsga2, random, tpe"):
+    with pytest.raises(InputError, match=r"'nsga'.*Did you mean 'nsga2'\? Known: model, nsga2, random, tpe"):
         make("nsga", 0)
 
 

@@ -38,7 +38,15 @@ def test_defaults_are_the_documented_ones() -> None:
     assert spec.limits == {}
     assert spec.objectives == {"map50_95": "maximize", "latency_ratio": "minimize"}
     assert spec.base_fit.model_dump() == {"epochs": 30, "imgsz": 160, "batch": 16, "lr0": 0.002}
-    assert spec.proxy.model_dump() == {"epochs": 6, "imgsz": 160, "batch": 16, "lr0": 0.001, "new_lr_scale": 10.0}
+    assert spec.proxy.model_dump() == {
+        "epochs": 6,
+        "imgsz": 160,
+        "batch": 16,
+        "lr0": 0.001,
+        "new_lr_scale": 10.0,
+        "average": 1,
+        "rungs": None,
+    }
     assert spec.latency.model_dump() == {"backend": "torch", "imgsz": 160, "batch": 1, "blocks": 30, "calibrations": 30, "retries": 5}
 
 
@@ -386,3 +394,29 @@ def test_the_larger_of_both_image_sizes_and_onnx_reach_the_space(monkeypatch: py
     monkeypatch.setitem(records._TABLE, "LSKA", dataclasses.replace(MODULES["LSKA"], onnx="static"))
     assert kernels(onnx="any") == [7]
     assert kernels(onnx="dynamic") == []
+
+
+def test_rungs_and_averages_of_the_proxy_are_read_and_are_no_arguments_of_ultralytics() -> None:
+    spec = SpaceSpec.from_dict({**GOOD, "proxy": {"epochs": 9, "rungs": [1, 3, 9], "average": 3, "mosaic": 0.5}})
+    assert (spec.proxy.rungs, spec.proxy.average, spec.proxy.args) == ((1, 3, 9), 3, (("mosaic", 0.5),))
+    assert SpaceSpec.from_yaml(spec.to_yaml()) == spec
+    assert SpaceSpec.from_dict({**GOOD, "proxy": {"epochs": 9, "rungs": [9]}}).proxy.rungs == (9,)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "line"),
+    [
+        ({"rungs": [1, 3]}, "proxy.rungs: must end with `epochs`, the whole training, but got [1, 3]; write 9 last."),
+        ({"rungs": [3, 1, 9]}, "proxy.rungs: must be a rising list of whole epochs from 1, but got [3, 1, 9]; write e.g. [1, 3, 9]."),
+        ({"rungs": [0, 9]}, "proxy.rungs: must be a rising list of whole epochs from 1, but got [0, 9]; write e.g. [1, 3, 9]."),
+        ({"rungs": [3, 3, 9]}, "proxy.rungs: must be a rising list of whole epochs from 1, but got [3, 3, 9]; write e.g. [1, 3, 9]."),
+        ({"rungs": [1.5, 9]}, "proxy.rungs: must be a rising list of whole epochs from 1, but got [1.5, 9]; write e.g. [1, 3, 9]."),
+        ({"rungs": []}, "proxy.rungs: must be a rising list of whole epochs from 1, but got []; write e.g. [1, 3, 9]."),
+        ({"rungs": 9}, "proxy.rungs: must be a rising list of whole epochs from 1, but got 9; write e.g. [1, 3, 9]."),
+        ({"average": 10}, "proxy.average: must be at most `epochs`, but got 10 with epochs=9; average fewer."),
+    ],
+)
+def test_rungs_and_averages_that_do_not_fit_are_told(proxy: dict[str, object], line: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        SpaceSpec.from_dict({**GOOD, "proxy": {"epochs": 9, **proxy}}, "space.yaml")
+    assert str(caught.value) == f"space.yaml: {line}"

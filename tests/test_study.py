@@ -1,5 +1,6 @@
 """The search: what it evaluates, tells and refuses, and that a kill at any instant costs nothing (law 6)."""
 
+import itertools
 import json
 import os
 import random
@@ -12,18 +13,19 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from study_targets import BASE, Fake, FakePool, executions, measured, serve, setup, space, train
+from study_targets import BASE, Fake, FakePool, executions, measured, score, serve, setup, space, stored_study, train
 
 from nas_attn import storage, study
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError, StudyError
-from nas_attn.outcome import Failure, Measured, Rejected, Stopped, outcome_file_text, outcome_to_dict
+from nas_attn.outcome import CHECKPOINT, Failure, Measured, Rejected, Stopped, full_length, outcome_file_text, outcome_to_dict
 from nas_attn.pool import Done, InlinePool
 from nas_attn.record import Record, load_study
 from nas_attn.spec import SpaceSpec
 
 TARGET = "study_targets:serve"
 MIXED = Fake(fails=10, stops=10, slow=20, bad_build=5)
+RACED = Fake(fails=10, slow=20, bad_build=5, curves=True)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +78,7 @@ def _require_law_6(folder, trials):
     assert not [line for line in executions(folder) if line.startswith("again")]
     for trial in snapshot.trials:
         if trial.kind == "measured":
-            wanted = [trial.results[seed][1].map50_95 for seed in range(len(trial.results))]
+            wanted = [outcome.map50_95 for outcome in full_length(trial.results).values()]
             assert trial.values["map50_95"] == pytest.approx(sum(wanted) / len(wanted))
     return _digests(snapshot)
 
@@ -180,6 +182,203 @@ def test_events_tell_the_whole_story_in_order(tmp_path):
     assert [event.done for event in events if event.kind == "told"] == [1, 2]
     assert {event.total for event in events} == {2}
     assert events[-1].trial.kind == "measured"
+
+
+# -- racing ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _race(folder, **options):
+    return _run(folder, **{"trials": 30, "fake": RACED, "fidelity": "racing", "spec": _spec(proxy={"epochs": 9}), **options})
+
+
+def _epochs(snapshot):
+    """Epochs that were trained for the candidates' first seeds."""
+    return sum(max((job.epochs or 9 for job, _ in trial.results), default=0) for trial in snapshot.trials[1:])
+
+
+def test_a_race_stops_only_what_would_have_been_dominated_and_keeps_what_it_showed(tmp_path):
+    snapshot = _race(tmp_path / "a")
+    _require_law_6(tmp_path / "a", 30)
+    stopped = [trial for trial in snapshot.trials if trial.kind == "stopped"]
+    ended = [trial for trial in snapshot.trials if trial.kind == "measured"]
+    assert len(stopped) >= 5
+    assert ended[0].number == 0
+    assert [job.epochs for job, _ in ended[0].results] == [None, None]
+    for trial in stopped:
+        assert (trial.state, trial.values) == ("PRUNED", None)
+        rungs = [job.epochs for job, _ in trial.results]
+        assert rungs == [1, 3][: len(rungs)]
+        assert trial.verdict == Stopped(rung=rungs[-1], curve=trial.results[-1][1].curve)
+        assert len(trial.verdict.curve) == rungs[-1]
+        final = score(replace(trial.results[0][0], epochs=None), RACED).map50_95
+        assert any(o.values["map50_95"] > final and o.values["latency_ratio"] <= trial.cost.latency.ratio for o in ended)
+    for trial in ended[1:]:
+        assert [job.epochs for job, _ in trial.results] == [1, 3, None]
+        assert trial.values["map50_95"] == score(trial.results[-1][0], RACED).map50_95 == trial.verdict.map50_95
+    full = _run(tmp_path / "full", trials=30, fake=RACED, spec=_spec(proxy={"epochs": 9}))
+    assert _digests(full) == _digests(snapshot)
+    assert _epochs(snapshot) < 0.8 * _epochs(full)
+    assert not [*(tmp_path / "a").rglob(CHECKPOINT)]
+
+
+def test_a_race_is_decided_again_as_it_was(tmp_path):
+    first = _race(tmp_path / "a")
+    assert _story(first) == _story(_race(tmp_path / "b"))
+    for trials in (7, 15, 16, 30):
+        again = _race(tmp_path / "c", trials=trials)
+    assert _story(again) == _story(first)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_slots_race_too(tmp_path, seed):
+    pool = FakePool(slots=4, seed=seed, lose={"train": seed % 2})
+    snapshot = _race(tmp_path / "a", pool=pool)
+    _require_law_6(tmp_path / "a", 30)
+    assert pool.largest == 4
+    assert {trial.kind for trial in snapshot.trials} >= {"measured", "stopped"}
+    assert not [*(tmp_path / "a").rglob(CHECKPOINT)]
+
+
+def test_the_next_free_worker_goes_to_the_best_of_those_that_wait(tmp_path):
+    class Grudging(FakePool):
+        """Six slots when trials are asked, then one: all six wait at the first rung."""
+
+        def wait(self, timeout_s):
+            self.slots = 1 if len(load_study(tmp_path / "a").trials) > 6 else 6
+            return super().wait(timeout_s)
+
+    pool = Grudging(slots=6)
+    _race(tmp_path / "a", pool=pool, trials=7, fake=Fake(curves=True))
+    trials = load_study(tmp_path / "a").trials
+    order = [task.key.split("/")[1] for task in pool.seen if task.kind == "train" and "-e3/" in task.key]
+    shown = {str(t.number): (t.results[0][1].map50_95, -t.cost.latency.ratio) for t in trials[1:]}
+    assert len(order) >= 3
+    for ahead, behind in itertools.combinations(order, 2):
+        assert not all(b > a for a, b in zip(shown[ahead], shown[behind], strict=True))
+
+
+def test_further_seeds_of_a_raced_trial_wait_for_the_end_of_the_first(tmp_path):
+    snapshot = _race(tmp_path / "a", spec=_spec(proxy={"epochs": 9}, seeds=2), pool=FakePool(slots=3), trials=12)
+    for trial in snapshot.trials[1:]:
+        if trial.kind == "measured":
+            assert [(job.seed, job.epochs) for job, _ in trial.results] == [(0, 1), (0, 3), (0, None), (1, None)]
+            scores = [outcome.map50_95 for _, outcome in trial.results[2:]]
+            assert trial.values["map50_95"] == pytest.approx(sum(scores) / 2)
+
+
+def test_rungs_may_be_chosen_and_a_race_is_a_setting(tmp_path):
+    spec = _spec(proxy={"epochs": 9, "rungs": [2, 9]})
+    snapshot = _race(tmp_path / "a", trials=3, spec=spec)
+    assert [job.epochs for job, _ in snapshot.trials[1].results] == [2, None]
+    with pytest.raises(StudyError, match=r"settings\.fidelity: racing \(study\), absent \(now\)"):
+        _race(tmp_path / "a", trials=3, spec=spec, fidelity="full")
+    with pytest.raises(InputError, match="one of full, racing, but got 'fast'"):
+        _race(tmp_path / "b", fidelity="fast")
+    assert not (tmp_path / "b" / "study.db").exists()
+
+
+# -- repeats ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _fewest(snapshot, pending):
+    """The measured trial with the fewest seeds, and its next one."""
+    seeds = {t.number: {job.seed for job, _ in t.results} | pending.get(t.number, set()) for t in snapshot.trials if t.kind == "measured"}
+    number = min(seeds, key=lambda number: (len(seeds[number]), number))
+    return number, max(seeds[number]) + 1
+
+
+def _seeds(snapshot):
+    return [[job.seed for job, _ in trial.results] for trial in snapshot.trials]
+
+
+def test_repeats_follow_the_trials_and_refine_what_was_told(tmp_path):
+    folder = tmp_path / "a"
+    before = _run(folder, trials=4)
+    snapshot = _run(folder, trials=4, repeats=5, next_repeat=_fewest)
+    assert _seeds(before) == [[0, 1], [0], [0], [0]]
+    assert _seeds(snapshot) == [[0, 1, 2], [0, 1, 2], [0, 1], [0, 1]]
+    for trial, told in zip(snapshot.trials, before.trials, strict=True):
+        scores = [score(job).map50_95 for job, _ in trial.results]
+        assert trial.values["map50_95"] == pytest.approx(sum(scores) / len(scores))
+        assert trial.values["latency_ratio"] == told.values["latency_ratio"]
+        assert (trial.verdict, trial.seconds) == (told.verdict, 2.0 * len(scores))
+    assert [t.values for t in stored_study(folder).trials] == [list(t.values.values()) for t in before.trials]
+    assert snapshot == load_study(folder) == _run(folder, trials=4, repeats=5, next_repeat=_fewest) == _run(folder, trials=4)
+    with Record.open(folder, settings=snapshot.settings, objectives=snapshot.objectives, space=space(), sampler="random", seed=0) as record:
+        assert tuple(record.trials.values()) == snapshot.trials
+    more = _run(folder, trials=5, repeats=6, next_repeat=_fewest)
+    assert _seeds(more) == [[0, 1, 2], [0, 1, 2], [0, 1], [0, 1], [0, 1]]
+    assert len([line for line in executions(folder) if line.startswith("start")]) == 2 + 4 + 6
+    _require_law_6(folder, 5)
+
+
+def test_a_chooser_that_has_enough_ends_the_repeats(tmp_path):
+    asked = []
+
+    def twice(snapshot, pending):
+        asked.append(pending)
+        return _fewest(snapshot, pending) if len(asked) < 3 else None
+
+    snapshot = _run(tmp_path / "a", trials=3, repeats=50, next_repeat=twice)
+    assert sum(map(len, _seeds(snapshot))) == 2 + 2 + 2
+    assert asked == [{}, {}, {}]
+    assert _seeds(_run(tmp_path / "b", trials=3, repeats=50)) == [[0, 1], [0], [0]]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_repeats_keep_every_slot_busy_and_the_chooser_sees_what_is_under_way(tmp_path, seed):
+    pool, seen = FakePool(slots=3, seed=seed, repeat=True, lose={"train": 1}), []
+
+    def chooser(snapshot, pending):
+        seen.append(sum(map(len, pending.values())))
+        return _fewest(snapshot, pending)
+
+    snapshot = _run(tmp_path / "a", trials=4, pool=pool, repeats=8, next_repeat=chooser)
+    assert sorted(map(len, _seeds(snapshot))) == [3, 3, 3, 4]
+    assert max(seen) == 2
+    assert pool.largest == 3
+    _require_law_6(tmp_path / "a", 4)
+
+
+def test_a_repeat_that_fails_is_spent_and_changes_no_value(tmp_path):
+    before = _run(tmp_path / "a", trials=3)
+    snapshot = _run(tmp_path / "a", trials=3, pool=FakePool(slots=2, lose={"train": 3}), repeats=2, next_repeat=_fewest)
+    failed = [outcome for trial in snapshot.trials for _, outcome in trial.results if isinstance(outcome, Failure)]
+    assert [failure.stage for failure in failed] == ["worker", "worker"]
+    assert [trial.values for trial in snapshot.trials] == [trial.values for trial in before.trials]
+    assert _run(tmp_path / "a", trials=3, repeats=2, next_repeat=_fewest) == snapshot
+
+
+def test_a_repeat_that_was_under_way_is_adopted_or_run_again(tmp_path):
+    folder = tmp_path / "a"
+    first = _run(folder, trials=3)
+
+    class Dying(FakePool):
+        def wait(self, _):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        _run(folder, trials=3, pool=Dying(slots=2), repeats=2, next_repeat=_fewest)
+    left = replace(first.trials[1].results[0][0], seed=1, attempt=1)
+    file = left.folder(folder) / "outcome.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(outcome_file_text(left, measured(0.77)))
+
+    def nobody(*_):
+        raise AssertionError("the budget is spent")
+
+    snapshot = _run(folder, trials=3, repeats=2, next_repeat=nobody)
+    assert _seeds(snapshot) == [[0, 1], [0, 1], [0, 1]]
+    assert snapshot.trials[1].results[1] == (left, measured(0.77))
+    assert snapshot.trials[2].results[1][0].attempt == 2
+
+
+@pytest.mark.parametrize(("choice", "message"), [((1, 0), "has had 0"), ((9, 1), "trial 9 was chosen"), ((1, -1), "has had -1")])
+def test_a_choice_that_is_none_is_refused(tmp_path, choice, message):
+    with pytest.raises(InputError, match=message):
+        _run(tmp_path / "a", trials=2, repeats=1, next_repeat=lambda *_: choice)
+    with pytest.raises(InputError, match="repeats >= 0"):
+        _run(tmp_path / "b", repeats=-1)
 
 
 # -- workers ---------------------------------------------------------------------------------------------------------------------------
@@ -482,13 +681,30 @@ class _Killed(BaseException):
     """As abrupt as an exception can be: nothing in the package catches it."""
 
 
-POINTS = ["add", "count", "save_cost", "save_result", "tell", "save_fit"]
+POINTS = ["add", "count", "save_cost", "save_result", "tell", "save_fit", "drop_checkpoints", "begin_repeat", "save_repeat"]
+LONG = {"proxy": {"epochs": 9}}
 
 
-@pytest.mark.parametrize(("sampler", "when"), [("random", "before"), ("tpe", "after")])
-def test_a_driver_killed_at_every_named_point_evaluates_the_very_same(tmp_path, monkeypatch, when, sampler):
-    trials, fake = 14, MIXED
-    wanted = _digests(_run(tmp_path / "whole", trials=trials, fake=fake, sampler=sampler))
+def _story(snapshot):
+    """What became of every trial, with every seed and rung."""
+    trained = [[(job.seed, job.epochs, outcome) for job, outcome in trial.results] for trial in snapshot.trials]
+    verdicts = [(trial.kind, trial.verdict, trial.values) for trial in snapshot.trials]
+    return [*zip(_digests(snapshot), verdicts, trained, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "when", "options"),
+    [
+        ("random", "before", {"fake": MIXED}),
+        ("tpe", "after", {"fake": MIXED}),
+        ("random", "before", {"fake": RACED, "fidelity": "racing", "spec": _spec(**LONG)}),
+        ("tpe", "after", {"fake": RACED, "fidelity": "racing", "spec": _spec(**LONG), "repeats": 6, "next_repeat": _fewest}),
+        ("random", "before", {"fake": RACED, "repeats": 9, "next_repeat": _fewest}),
+    ],
+)
+def test_a_driver_killed_at_every_named_point_evaluates_the_very_same(tmp_path, monkeypatch, when, sampler, options):
+    trials = 14
+    wanted = _story(_run(tmp_path / "whole", trials=trials, sampler=sampler, **options))
     rng, kills = random.Random(f"{when}{sampler}"), 0
     fuse = [0]
 
@@ -514,12 +730,14 @@ def test_a_driver_killed_at_every_named_point_evaluates_the_very_same(tmp_path, 
     while True:
         fuse[0] = rng.randint(1, 9)
         try:
-            _run(tmp_path / "killed", trials=trials, fake=fake, sampler=sampler)
+            snapshot = _run(tmp_path / "killed", trials=trials, sampler=sampler, **options)
         except _Killed:
             continue
         break
     assert kills > 10
-    assert _require_law_6(tmp_path / "killed", trials) == wanted
+    assert _require_law_6(tmp_path / "killed", trials) == [digest for digest, _, _ in wanted]
+    assert _story(snapshot) == wanted
+    assert not [*(tmp_path / "killed").rglob(CHECKPOINT)]
 
 
 def _drive(folder, trials, slots):
@@ -568,10 +786,11 @@ def test_a_fresh_process_killed_and_started_again_goes_on(tmp_path):
         "import sys, pathlib; sys.path[:0] = [{tests!r}]\nfrom test_study import _drive\n_drive(pathlib.Path({folder!r}), 20, 1)\n"
     ).format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
     rng, returncode = random.Random(0), None
-    for _ in range(40):
+    for turn in range(40):
         process = subprocess.Popen([sys.executable, "-c", code])
         try:
-            returncode = process.wait(rng.uniform(1.0, 6.0))
+            # Longer and longer: on a busy machine the imports alone take seconds.
+            returncode = process.wait(rng.uniform(1.0, 6.0 + turn))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

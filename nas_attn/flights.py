@@ -1,0 +1,86 @@
+"""What a driver has handed to its pool and not got back: the fit of the base, measurements of several trials, trainings of one."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nas_attn.architecture import Architecture
+from nas_attn.errors import PoolError
+from nas_attn.outcome import Job
+from nas_attn.pool import Done, Pool, Task
+from nas_attn.protocol import job_key
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A task that a pool holds: a training of one trial (`job`), or the measurement of several."""
+
+    numbers: tuple[int, ...]
+    job: Job | None = None
+
+
+class Flights:
+    """The tasks that are under way, by key. `setup` is what workers need besides the job."""
+
+    def __init__(self, pool: Pool, setup: Mapping[str, Any]) -> None:
+        self._pool, self._setup = pool, dict(setup)
+        self._flying: dict[str, Flight] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._flying)
+
+    @property
+    def slots(self) -> int:
+        """How many tasks the pool runs at a time."""
+        return self._pool.slots
+
+    @property
+    def trainings(self) -> Collection[tuple[int, Job]]:
+        """The trainings under way, each with its trial's number."""
+        return [(flight.numbers[0], flight.job) for flight in self._flying.values() if flight.job]
+
+    @property
+    def measures(self) -> bool:
+        """Whether a measurement is under way: no training starts beside it."""
+        return len(self.trainings) < len(self._flying)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a worker is free for a training."""
+        return len(self.trainings) < self.slots
+
+    def holds(self, number: int) -> bool:
+        """Whether any task of a trial is under way."""
+        return any(number in flight.numbers for flight in self._flying.values())
+
+    def fit(self, attempt: int) -> None:
+        """Hands over the fit of the base, which has no deadline."""
+        self._pool.submit(Task(key=f"fit/{attempt}", kind="fit", payload=json.dumps({"setup": self._setup})))
+
+    def measure(self, trials: Mapping[int, Architecture], attempt: int, deadline_s: float) -> None:
+        """Hands over the measurement of some trials' costs, alone on its device."""
+        payload = json.dumps({"setup": self._setup, "architectures": [architecture.to_dict() for architecture in trials.values()]})
+        key = f"measure/{'-'.join(map(str, trials))}/{attempt}"
+        self._submit(Task(key=key, kind="measure", payload=payload, exclusive=True, deadline_s=deadline_s), Flight(tuple(trials)))
+
+    def train(self, number: int, job: Job, deadline_s: float) -> None:
+        """Hands over one training."""
+        payload = json.dumps({"setup": self._setup, "job": job.to_dict()})
+        key = f"train/{number}/{job_key(job)}/{job.attempt}"
+        self._submit(Task(key=key, kind="train", payload=payload, deadline_s=deadline_s), Flight((number,), job))
+
+    def wait(self) -> Sequence[tuple[Flight | None, Done]]:
+        """What has ended, each with its flight, which is over; None where nobody waits for the answer.
+
+        Raises:
+            PoolError: the pool knows of no task any more.
+        """
+        done = self._pool.wait(None)
+        if not done:
+            raise PoolError(f"A pool must answer for every task, but it forgot {sorted(self._flying)}; run the same command again.")
+        return [(self._flying.pop(one.key, None), one) for one in done]
+
+    def _submit(self, task: Task, flight: Flight) -> None:
+        self._flying[task.key] = flight
+        self._pool.submit(task)

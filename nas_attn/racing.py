@@ -1,0 +1,172 @@
+"""Racing: which trainings may be stopped at a rung, and which goes on first. A pure rule over what trials have shown.
+
+Costs are known before any training, so only accuracy is uncertain. A trial at a rung has an optimistic final score: what it shows there,
+plus an upper bound of the rise from there to the end, learned from the trials that went all the way. It is stopped only when even with
+that score it would be dominated by a finished trial: one that is at least as good in every objective, costs included, and better in one.
+So a trial that is faster than all finished ones is never stopped, nor one that shows more at its rung than each of them had shown there.
+
+The same trials give the same answer in whatever order they come: decisions can be replayed from a record.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nas_attn import pareto
+from nas_attn.errors import InputError
+
+ETA = 3
+"""How many times longer each rung is than the one before it."""
+LEAST_FINISHED = 4
+"""With fewer trials that went all the way, nothing is known of rises, and nothing is stopped."""
+Z = 2.0
+"""Standard deviations of the finished trials' rises, beyond their mean, that an optimist grants."""
+NOISES = 2.0
+"""An optimist grants at least this many standard deviations of one training's score over seeds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Racer:
+    """One trial in a race: `known` are its costs, `shown` its accuracies by the epochs of every rung that it reached, each by name.
+
+    A trial that showed the last rung has finished.
+    """
+
+    number: int
+    known: Mapping[str, float] = field(default_factory=dict)
+    shown: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> int:
+        """The highest rung that it showed, 0 before the first."""
+        return max(self.shown, default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """The rule for one study: its objectives with their directions, its rungs, and the noise of each accuracy (one training's SD)."""
+
+    objectives: Mapping[str, str]
+    rungs: tuple[int, ...]
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
+            raise InputError(f"Rungs must be rising whole epochs from 1, but got {self.rungs}; give e.g. (1, 3, 9).")
+
+    def stopped(self, racers: Sequence[Racer]) -> tuple[int, ...]:
+        """The numbers, ascending, of the racers that are to be stopped at the rung that they reached."""
+        finished = self.finished(racers)
+        waiting = [racer for racer in racers if 0 < racer.reached < self.rungs[-1]]
+        return tuple(sorted(racer.number for racer in waiting if self._hopeless(racer, finished)))
+
+    def finished(self, racers: Iterable[Racer]) -> list[Racer]:
+        """The racers that showed the last rung."""
+        return [racer for racer in racers if racer.reached == self.rungs[-1]]
+
+    def order(self, racers: Sequence[Racer], waiting: Sequence[int]) -> tuple[int, ...]:
+        """The numbers `waiting` in the order in which workers take them: by non-dominated rank of optimistic scores and costs.
+
+        Ties go by number. Those that have shown nothing yet come first: what they may show has no bound.
+        """
+        finished = self.finished(racers)
+        left = sorted((racer for racer in racers if racer.number in set(waiting)), key=lambda racer: racer.number)
+        ordered = [racer.number for racer in left if not racer.shown]
+        left = [racer for racer in left if racer.shown]
+        while left:
+            points = [self._optimistic(racer, finished) for racer in left]
+            best = set(pareto.front(points, list(self.objectives.values())))
+            ordered += [racer.number for i, racer in enumerate(left) if i in best]
+            left = [racer for i, racer in enumerate(left) if i not in best]
+        return tuple(ordered)
+
+    def _hopeless(self, racer: Racer, finished: Sequence[Racer]) -> bool:
+        rivals = [rival for rival in finished if racer.reached in rival.shown]
+        if len(rivals) < LEAST_FINISHED:
+            return False
+        point, directions = self._optimistic(racer, rivals), list(self.objectives.values())
+        return any(self._ahead(rival, racer) and pareto.dominates(self._point(rival), point, directions) for rival in rivals)
+
+    def _ahead(self, rival: Racer, racer: Racer) -> bool:
+        # A rival that showed less at that rung has risen more than others: to stop for it what shows more is to bet on its luck.
+        then, now = rival.shown[racer.reached], racer.shown[racer.reached]
+        return all(self._loss(name, then[name]) <= self._loss(name, now[name]) for name in now)
+
+    def _optimistic(self, racer: Racer, finished: Sequence[Racer]) -> list[float]:
+        """All objectives of a racer, accuracies as high as they may become."""
+        rung, top = racer.reached, self.rungs[-1]
+        point = dict(zip(self.objectives, self._point(racer), strict=True))
+        for name in racer.shown[rung] if rung < top else ():
+            rises = [one.shown[top][name] - one.shown[rung][name] for one in finished if rung in one.shown]
+            sign = -pareto.SIGNS[self.objectives[name]] if name in self.objectives else 0.0
+            point[name] = racer.shown[rung][name] + sign * self._rise([sign * rise for rise in rises], name)
+        return [point[name] for name in self.objectives]
+
+    def _rise(self, rises: Sequence[float], name: str) -> float:
+        """An upper bound of the rise of one more trial; of the mean too only a sample is known, hence the root."""
+        noise = NOISES * self.noise.get(name, 0.0)
+        if not rises:
+            return noise
+        scatter = statistics.stdev(rises) * (1 + 1 / len(rises)) ** 0.5 if len(rises) > 1 else 0.0
+        return statistics.fmean(rises) + max(Z * scatter, noise)
+
+    def _point(self, racer: Racer) -> list[float]:
+        values = {**racer.known, **racer.shown[racer.reached]}
+        missing = [name for name in self.objectives if name not in values]
+        if missing:
+            raise InputError(f"Every objective of a racer must be known or shown, but trial {racer.number} lacks {missing}.")
+        return [values[name] for name in self.objectives]
+
+    def _loss(self, name: str, value: float) -> float:
+        return pareto.SIGNS[self.objectives[name]] * value if name in self.objectives else 0.0
+
+
+def rungs_of(epochs: int, eta: int = ETA) -> tuple[int, ...]:
+    """The epochs of the rungs below and up to `epochs`, each an `eta`-th of the next, rounded down: 9 gives 1, 3, 9, and 4 gives 1, 4.
+
+    Raises:
+        InputError: less than one epoch, or an `eta` below 2.
+    """
+    if epochs < 1 or eta < 2:
+        raise InputError(f"`epochs >= 1` and `eta >= 2` must hold for rungs, but got {epochs=}, {eta=}.")
+    below = epochs // eta
+    return (*rungs_of(below, eta), epochs) if below else (epochs,)
+
+
+def simulate(
+    curves: Sequence[Sequence[float]],
+    costs: Sequence[float],
+    rungs: Sequence[int],
+    order: Sequence[int],
+    *,
+    noise: float = 0.0,
+    slots: int = 1,
+    always: Sequence[int] = (),
+) -> tuple[int, ...]:
+    """After how many epochs the rule stops each of some recorded trainings: the last rung, or an earlier one.
+
+    `curves[i]` holds the score of trial `i` after every epoch (higher is better), `costs[i]` its cost (lower is better), `order` which
+    trial is asked for next. `slots` trainings wait or run at a time, one rung a turn. `always` (the base) are run to the end first.
+
+    Raises:
+        InputError: curves that are shorter than the last rung, or another number of costs than of curves.
+    """
+    race = Race(objectives={"score": "maximize", "cost": "minimize"}, rungs=tuple(rungs), noise={"score": noise})
+    if len(costs) != len(curves) or any(len(curve) < race.rungs[-1] for curve in curves) or slots < 1:
+        raise InputError(f"Each of {len(curves)} curves needs {race.rungs[-1]} epochs and one of {len(costs)} costs, with {slots=} >= 1.")
+
+    def racer(i: int, reached: int) -> Racer:
+        shown = {rung: {"score": curves[i][rung - 1]} for rung in race.rungs if rung <= reached}
+        return Racer(number=i, known={"cost": costs[i]}, shown=shown)
+
+    racers = {i: racer(i, race.rungs[-1]) for i in always}
+    asked, waiting = [i for i in order if i not in racers], list[int]()
+    while asked or waiting:
+        fresh, asked = asked[: slots - len(waiting)], asked[slots - len(waiting) :]
+        racers.update({i: racer(i, 0) for i in fresh})
+        waiting += fresh
+        first = race.order(list(racers.values()), waiting)[0]
+        racers[first] = racer(first, next(rung for rung in race.rungs if rung > racers[first].reached))
+        ended = {*race.stopped(list(racers.values())), *(one.number for one in race.finished(racers.values()))}
+        waiting = [i for i in waiting if i not in ended]
+    return tuple(racers[i].reached if i in racers else 0 for i in range(len(curves)))

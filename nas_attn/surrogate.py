@@ -1,0 +1,393 @@
+"""What is believed about accuracy: a Bayesian model of additive and pairwise effects over all genes, stacked with a random forest.
+
+A Gaussian process in `values` of candidates with five parts, each with a variance of its own:
+
+- main effects: a sum over genes, each choice with the prior covariance that its gene says (`candidates.covariance`);
+- pairwise effects: products of two genes' choices;
+- what genes do in all orders together, by how many of them two candidates share;
+- the predictions of a random forest on genes and cheap features, as one more regressor: out-of-bag predictions where an answer is known,
+  so that its weight is learned from errors that it makes on what it has not seen (stacking);
+- what is a candidate's own, beyond all of these; noise, and an effect of the seed that trainings with the same seed share.
+
+How large each part is follows from the data: settings drawn from a broad prior are weighted by their marginal likelihood, and every answer
+is a mixture over them. Ranking placements is the method of DONNA (arXiv 2012.08859: linear predictors of blocks) and of BANANAS-like search
+(arXiv 1910.11858); exact draws over large candidate sets follow Wilson et al. (arXiv 2002.09309).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.special import ndtri
+from scipy.stats import qmc
+from sklearn.ensemble import RandomForestRegressor
+
+from nas_attn.candidates import Candidates, Codes, Floats
+
+PARTS = ("main", "pair", "joint", "forest", "own", "seed", "noise")
+# Medians and spreads (of the logarithm) of the prior shares of variance, in units of the variance of what was observed. A null landscape
+# must be a possible belief (main effects near zero), a landscape without noise as well.
+PRIOR: Mapping[str, tuple[float, float]] = {
+    "main": (0.35, 1.5),
+    "pair": (0.06, 1.5),
+    "joint": (0.03, 2.0),
+    "forest": (0.10, 1.5),
+    "own": (0.04, 1.5),
+    "seed": (0.02, 1.5),
+    "noise": (0.15, 2.0),
+}
+SETTINGS, REFINED = 64, 24
+FITTED_ON = 160
+"""Observations on which the settings are weighted: more cost cubic time and change them little."""
+TREES = 40
+FOREST_FROM = 12
+JITTER = 1e-8
+KEPT = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """Answers: `rows` are positions among the candidates, `values` what was seen there, `seeds` the seed of each (-1: one of its own).
+
+    `noise` is the standard deviation of one answer about its candidate's value, as far as it is known; `noise_seen` how many degrees of
+    freedom it was estimated from.
+    """
+
+    rows: NDArray[np.int64]
+    values: Floats
+    seeds: NDArray[np.int64]
+    noise: float | None = None
+    noise_seen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Values in units in which the model works: shifted, divided, and pressed together far below the bulk.
+
+    Broken candidates (an accuracy of nothing) say little about which good one is better, and would fill every part's variance.
+    """
+
+    centre: float
+    unit: float
+    floor: float
+
+    PRESS = 0.1
+
+    @classmethod
+    def of(cls, values: Floats) -> "_Scale":
+        middle, top = np.quantile(values, [0.5, 0.95])
+        floor = middle - 3.0 * (top - middle)
+        bulk = values[values >= floor]
+        unit = float(np.std(bulk)) if len(bulk) > 1 else 0.0
+        return cls(float(np.mean(bulk)), unit or 1.0, (floor - float(np.mean(bulk))) / (unit or 1.0))
+
+    def inward(self, values: Floats) -> Floats:
+        scaled = (values - self.centre) / self.unit
+        return np.asarray(np.where(scaled < self.floor, self.floor + self.PRESS * (scaled - self.floor), scaled))
+
+    def outward(self, scaled: Floats) -> Floats:
+        return scaled * self.unit + self.centre
+
+
+class Surrogate:
+    """The belief after some observations about every one of the candidates; larger values are better or worse alike."""
+
+    def __init__(self, candidates: Candidates, seen: Observations, seed: int) -> None:
+        self.candidates, self.seen, self._rng_seed = candidates, seen, seed
+        self._scale = _Scale.of(seen.values)
+        self._targets = self._scale.inward(seen.values)
+        self._columns = _columns(candidates)
+        self._forest, self._oob = self._grow()
+        self._predicted = np.full(len(candidates.codes), np.nan)
+        self._solutions: dict[bytes, tuple[tuple[Floats, bool], Floats, float]] = {}
+        self._settings, self._weights = self._weigh()
+
+    # -- answers -------------------------------------------------------------------------------------------------------------------------
+
+    def mean(self, rows: NDArray[np.int64], settings: int | None = None) -> Floats:
+        """The expected values of some candidates; `settings` bounds how many settings, the likeliest first, are asked, for speed."""
+        total, weights = np.zeros(len(rows)), self._weights[:settings] / self._weights[:settings].sum()
+        for setting, weight in zip(self._settings, weights, strict=False):
+            total += weight * self._posterior(setting, rows, with_covariance=False)[0]
+        return self._scale.outward(total)
+
+    def draws(self, rows: NDArray[np.int64], count: int, rng: np.random.Generator, settings: int | None = None) -> Floats:
+        """Joint draws (count, len(rows)) of the values of some candidates: what is true, without the noise of a training.
+
+        `settings` bounds how many settings the draws are of, for speed.
+        """
+        weights = self._weights
+        if settings is not None:
+            chosen = rng.choice(len(weights), size=settings, p=weights)
+            weights = np.bincount(chosen, minlength=len(weights)) / settings
+        shares = rng.multinomial(count, weights)
+        found = []
+        for setting, share in zip(self._settings, shares, strict=True):
+            if share:
+                mean, covariance = self._posterior(setting, rows, with_covariance=True)
+                root = _root(covariance)
+                found.append(mean + rng.standard_normal((share, len(rows))) @ root.T)
+        drawn = np.concatenate(found)
+        return self._scale.outward(drawn[rng.permutation(count)])
+
+    def screen(self, count: int, rng: np.random.Generator) -> Floats:
+        """Draws (count, N) over *all* candidates of the main and pairwise effects alone, which is fast for any number of candidates.
+
+        A draw from the prior, corrected by what was seen (Matheron's rule): both are tables over choices, so that a candidate costs one
+        look-up a gene and pair of genes.
+        """
+        setting = self._settings[rng.choice(len(self._settings), p=self._weights)]
+        return self._scale.outward(self._tables(setting, count, rng))
+
+    def forest(self, rows: NDArray[np.int64]) -> Floats:
+        """The random forest's own predictions, or the mean where there are too few observations for a forest."""
+        return self._scale.outward(self._forest_at(rows))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The expected variance of each part, in squared units of the values."""
+        mean = self._weights @ self._settings
+        return {part: float(value) * self._scale.unit**2 for part, value in zip(PARTS, mean, strict=True)}
+
+    # -- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _grow(self) -> tuple[RandomForestRegressor | None, Floats]:
+        rows, targets = self.seen.rows, self._targets
+        if len(np.unique(rows)) < FOREST_FROM:
+            return None, np.zeros(len(rows))
+        forest = RandomForestRegressor(
+            TREES, min_samples_leaf=2, max_features=0.5, bootstrap=True, oob_score=True, random_state=self._rng_seed % 2**31, n_jobs=1
+        )
+        forest.fit(self._columns[rows], targets)
+        left_out = np.nan_to_num(np.asarray(forest.oob_prediction_), nan=0.0)
+        return forest, left_out - targets.mean()
+
+    def _forest_at(self, rows: NDArray[np.int64]) -> Floats:
+        """The forest's predictions less the mean, each candidate asked once. Trees are asked directly: scikit-learn's own loop checks and
+        wraps every one of them, which takes longer than the answers.
+        """
+        if self._forest is None:
+            return np.zeros(len(rows))
+        new = rows[np.isnan(self._predicted[rows])]
+        if len(new):
+            columns = self._columns[new].astype(np.float32)
+            total = sum(tree.tree_.predict(columns)[:, 0] for tree in self._forest.estimators_)
+            self._predicted[new] = np.asarray(total).reshape(-1) / len(self._forest.estimators_) - self._targets.mean()
+        return np.asarray(self._predicted[rows])
+
+    def _weigh(self) -> tuple[Floats, Floats]:
+        """Settings of the parts' variances and their weights: a first, broad draw, and a second one about the best of the first."""
+        rng = np.random.default_rng(self._rng_seed)
+        used = np.arange(len(self._targets))
+        if len(used) > FITTED_ON:
+            used = np.sort(rng.choice(used, FITTED_ON, replace=False))
+        rows, targets = self.seen.rows[used], self._targets[used]
+        parts = self._kernels(rows, rows, self._oob[used], self._oob[used], self.seen.seeds[used])
+        centre, spread = self._prior()
+        draws = qmc.Sobol(len(PARTS), seed=rng).random(SETTINGS)
+        broad = centre + spread * _normal(draws)
+        evidence = np.array([_evidence(parts, np.exp(s), targets) for s in broad])
+        best = broad[int(np.argmax(evidence))]
+        near = best + 0.35 * spread * rng.standard_normal((REFINED, len(PARTS)))
+        # The second draw is weighted as if it came from a mixture of both, which keeps the weights' sum a posterior.
+        both = np.concatenate([broad, near])
+        evidence = np.concatenate([evidence, [_evidence(parts, np.exp(s), targets) for s in near]])
+        prior = _log_normal(both, centre, spread)
+        local = _log_normal(both, best, 0.35 * spread)
+        proposal = np.logaddexp(prior + np.log(SETTINGS), local + np.log(REFINED))
+        score = evidence + prior - proposal
+        order = np.argsort(-score, kind="stable")[:KEPT]
+        weights = np.exp(score[order] - score[order[0]])
+        return np.exp(both[order]), weights / weights.sum()
+
+    def _prior(self) -> tuple[Floats, Floats]:
+        centre = np.log([PRIOR[part][0] for part in PARTS])
+        spread = np.array([PRIOR[part][1] for part in PARTS])
+        absent = np.zeros(len(PARTS), dtype=bool)
+        absent[PARTS.index("forest")] = self._forest is None
+        absent[PARTS.index("seed")] = not np.any(self.seen.seeds >= 0)
+        absent[PARTS.index("pair")] = len(self.candidates.genes) < 2
+        absent[PARTS.index("joint")] = len(self.candidates.genes) < 3
+        if self.seen.noise is not None:
+            # A known noise has to be split between the seed's effect, which pairs share, and the rest.
+            variance = max((self.seen.noise / self._scale.unit) ** 2, JITTER)
+            noise = PARTS.index("noise")
+            centre[noise], spread[noise] = np.log(variance), _noise_spread(self.seen.noise_seen)
+            centre[PARTS.index("seed")] = np.log(variance * 0.3)
+            spread[PARTS.index("seed")] = 1.0
+        return np.where(absent, np.log(JITTER), centre), np.where(absent, 1e-3, spread)
+
+    def _kernels(
+        self, first: NDArray[np.int64], second: NDArray[np.int64], a: Floats, b: Floats, seeds: NDArray[np.int64] | None
+    ) -> Floats:
+        """(parts, n, m): the covariance that each part would have at variance one."""
+        x, z = self.candidates.codes[first], self.candidates.codes[second]
+        main, square = np.zeros((len(x), len(z))), np.zeros((len(x), len(z)))
+        same = np.zeros((len(x), len(z)))
+        for column, covariance in enumerate(self.candidates.covariances):
+            term = covariance[np.ix_(x[:, column], z[:, column])]
+            main += term
+            square += term * term
+            same += x[:, column][:, None] == z[:, column][None, :]
+        genes = len(self.candidates.genes)
+        kernels = np.zeros((len(PARTS), len(x), len(z)))
+        kernels[0] = main / genes
+        kernels[1] = (main * main - square) / max(genes * (genes - 1), 1)
+        kernels[2] = np.exp(-2.5 * (genes - same) / genes)
+        kernels[3] = a[:, None] * b[None, :]
+        kernels[4] = same == genes
+        if seeds is not None:
+            kernels[5] = (seeds[:, None] == seeds[None, :]) & (seeds[:, None] >= 0)
+            kernels[6] = np.eye(len(x))
+        return kernels
+
+    def _solved(self, setting: Floats) -> tuple[tuple[Floats, bool], Floats, float]:
+        """The factor of the observations' covariance, the weights of the observations, and the level of it all."""
+        key = setting.tobytes()
+        if key not in self._solutions:
+            rows = self.seen.rows
+            kernels = self._kernels(rows, rows, self._oob, self._oob, self.seen.seeds)
+            covariance = np.tensordot(setting, kernels, 1)
+            factor = cho_factor(covariance + JITTER * np.eye(len(rows)), lower=True)
+            ones = cho_solve(factor, np.ones(len(rows)))
+            level = float(ones @ self._targets / ones.sum())
+            self._solutions[key] = factor, cho_solve(factor, self._targets - level), level
+        return self._solutions[key]
+
+    def _posterior(self, setting: Floats, rows: NDArray[np.int64], *, with_covariance: bool) -> tuple[Floats, Floats]:
+        factor, alpha, level = self._solved(setting)
+        here = self._forest_or_oob(rows)
+        cross = np.tensordot(setting[:5], self._kernels(rows, self.seen.rows, here, self._oob, None)[:5], 1)
+        mean = level + cross @ alpha
+        if not with_covariance:
+            return mean, np.zeros((0, 0))
+        prior = np.tensordot(setting[:5], self._kernels(rows, rows, here, here, None)[:5], 1)
+        half = solve_triangular(factor[0], cross.T, lower=True)
+        ones = cho_solve(factor, np.ones(len(self.seen.rows)))
+        lift = 1.0 - cross @ ones
+        return mean, prior - half.T @ half + np.outer(lift, lift) / ones.sum()  # the level is not known either
+
+    def _forest_or_oob(self, rows: NDArray[np.int64]) -> Floats:
+        """The forest as a regressor: what it says without having seen the answer."""
+        if self._forest is None:
+            return np.zeros(len(rows))
+        values = self._forest_at(rows)
+        own = dict(zip(self.seen.rows.tolist(), self._oob.tolist(), strict=True))
+        return np.array([own.get(row, value) for row, value in zip(rows.tolist(), values.tolist(), strict=True)])
+
+    def _tables(self, setting: Floats, count: int, rng: np.random.Generator) -> Floats:
+        codes, genes = self.candidates.codes, len(self.candidates.genes)
+        here = codes[self.seen.rows]
+        main, pair = setting[0] / genes, 2.0 * setting[1] / max(genes * (genes - 1), 1)
+        covariances = self.candidates.covariances
+        roots = [_root(covariance) for covariance in covariances]
+        mains = [np.sqrt(main) * root @ rng.standard_normal((len(root), count)) for root in roots]
+        pairs = {
+            (g, h): np.sqrt(pair) * _both(roots[g], rng.standard_normal((len(roots[g]), len(roots[h]), count)), roots[h])
+            for g in range(genes)
+            for h in range(g + 1, genes)
+        }
+        factor, _, level = self._solved(setting)
+        kernels = self._kernels(self.seen.rows, self.seen.rows, self._oob, self._oob, self.seen.seeds)
+        rest = np.tensordot(setting[2:], kernels[2:], 1)
+        other = _root(rest + JITTER * np.eye(len(here))) @ rng.standard_normal((len(here), count))
+        missed = (self._targets - level)[:, None] - _looked_up(here, mains, pairs) - other
+        weights = cho_solve(factor, missed)
+        for g, table in enumerate(mains):
+            table += main * covariances[g] @ _summed(here[:, g], weights, len(table))
+        for (g, h), table in pairs.items():
+            cells = here[:, g].astype(np.int64) * table.shape[1] + here[:, h]
+            summed = _summed(cells, weights, table.shape[0] * table.shape[1]).reshape(table.shape)
+            table += pair * _both(covariances[g], summed, covariances[h])
+        return level + _looked_up(codes, [t.astype(np.float32) for t in mains], {k: t.astype(np.float32) for k, t in pairs.items()}).T
+
+
+def additive(codes: Codes, covariances: Sequence[Floats], rows: NDArray[np.int64], values: Floats) -> Floats:
+    """What a sum over genes expects for every candidate (N,), from exact or nearly exact `values` at `rows`: for costs.
+
+    The level is what the candidates with the choice of zero variance everywhere (the base) have, where one is among `rows`.
+    """
+    here = codes[rows]
+    kernel = sum(covariance[np.ix_(here[:, g], here[:, g])] for g, covariance in enumerate(covariances))
+    nothing = np.diag(kernel) == 0
+    level = float(values[nothing].mean()) if nothing.any() else float(values.mean())
+    unit = float(np.std(values)) or 1.0
+    weights = np.linalg.solve(kernel + 1e-3 * np.eye(len(rows)), (values - level) / unit)
+    total = np.zeros(len(codes))
+    for g, covariance in enumerate(covariances):
+        total += (covariance @ np.bincount(here[:, g], weights, minlength=len(covariance)))[codes[:, g]]
+    return np.asarray(level + unit * total)
+
+
+def _both(left: Floats, middle: Floats, right: Floats) -> Floats:
+    """left @ middle[..., k] @ right.T for every k."""
+    return np.asarray(np.einsum("ab,bck,dc->adk", left, middle, right, optimize=True))
+
+
+def _summed(cells: NDArray[np.int64] | Codes, weights: Floats, count: int) -> Floats:
+    total = np.zeros((count, weights.shape[1]))
+    np.add.at(total, cells, weights)
+    return total
+
+
+def _looked_up(codes: Codes, mains: Sequence[Floats], pairs: Mapping[tuple[int, int], Floats]) -> Floats:
+    """The sum (N, k) of all tables at the rows' codes."""
+    total = np.zeros((len(codes), mains[0].shape[1]), dtype=mains[0].dtype)
+    for g, table in enumerate(mains):
+        total += table[codes[:, g]]
+    for (g, h), table in pairs.items():
+        flat = table.reshape(-1, table.shape[2])
+        total += flat[codes[:, g].astype(np.int64) * table.shape[1] + codes[:, h]]
+    return total
+
+
+def _evidence(parts: Floats, setting: Floats, targets: Floats) -> float:
+    """The logarithm of the marginal likelihood, the level integrated out."""
+    covariance = np.tensordot(setting, parts, 1) + JITTER * np.eye(len(targets))
+    try:
+        lower = cholesky(covariance, lower=True, check_finite=False)
+    except np.linalg.LinAlgError:
+        return -1e12
+    solved = solve_triangular(lower, np.stack([targets, np.ones(len(targets))], axis=1), lower=True, check_finite=False)
+    total = solved[:, 1] @ solved[:, 1]
+    level = (solved[:, 1] @ solved[:, 0]) / total
+    errors = solved[:, 0] - level * solved[:, 1]
+    return float(-0.5 * errors @ errors - np.sum(np.log(np.diag(lower))) - 0.5 * np.log(total))
+
+
+def _root(covariance: Floats) -> Floats:
+    """A square root of a covariance that may lack rank."""
+    try:
+        return np.asarray(cholesky(covariance + JITTER * np.eye(len(covariance)), lower=True, check_finite=False))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
+
+
+def _normal(uniform: Floats) -> Floats:
+    return np.asarray(ndtri(np.clip(uniform, 1e-6, 1 - 1e-6)))
+
+
+def _log_normal(points: Floats, centre: Floats, spread: Floats) -> Floats:
+    """The logarithm of a product of normal densities, up to what all points share."""
+    return np.asarray(np.sum(-0.5 * ((points - centre) / spread) ** 2 - np.log(spread), axis=1))
+
+
+def _noise_spread(freedom: int) -> float:
+    """How uncertain the logarithm of a variance is that was estimated with so many degrees of freedom."""
+    return float(np.sqrt(2.0 / freedom)) if freedom else 0.1
+
+
+def _columns(candidates: Candidates) -> Floats:
+    """What the forest sees: a gene of numbers as its rank, any other one choice a column; then the features."""
+    columns = []
+    for g, choices in enumerate(candidates.genes.values()):
+        codes = candidates.codes[:, g]
+        if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in choices):
+            columns.append(np.argsort(np.argsort(np.array(choices, dtype=float)))[codes][:, None].astype(float))
+        else:
+            columns.append((codes[:, None] == np.arange(len(choices))[None, :]).astype(float))
+    features = candidates.features if candidates.features is not None else np.zeros((len(candidates.codes), 0))
+    return np.concatenate([*columns, features], axis=1)

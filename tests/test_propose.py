@@ -1,0 +1,111 @@
+"""What is tried next: never twice, the same for the same seed, pending trials counted, and better than chance."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from landscapes import OBJECTIVES, candidates, codes_of, tried, truth_of
+
+from nas_attn import pareto
+from nas_attn.propose import START, Belief, propose, recommended
+
+CODES = codes_of(5, 4, 3)
+LATENCY = 1 + np.array([0.0, 0.01, 0.03, 0.06])[CODES].sum(axis=1)
+SPACE = candidates(CODES, 4, LATENCY)
+DIRECTIONS = tuple(OBJECTIVES.values())
+
+
+def search(seed, count, truth, noise=0.0):
+    rng = np.random.default_rng(seed)
+    rows, values = [0], [truth[0]]
+    for turn in range(count):
+        row = propose(SPACE, OBJECTIVES, tried(CODES, LATENCY, rows, values), 1000 * seed + turn)
+        rows.append(row)
+        values.append(truth[row] + noise * rng.standard_normal())
+    return rows, values
+
+
+def volume(rows, truth):
+    return pareto.hypervolume(np.stack([truth[rows], LATENCY[rows]], axis=1).tolist(), [truth.min(), LATENCY.max()], DIRECTIONS)
+
+
+def test_nothing_is_proposed_twice_and_the_last_one_is_found():
+    codes = codes_of(2, 4, 2)
+    latency = 1 + 0.01 * np.count_nonzero(codes, axis=1)
+    space, rows = candidates(codes, 4, latency), list[int]()
+    truth = truth_of(codes, 4, np.random.default_rng(0))
+    while (row := propose(space, OBJECTIVES, tried(codes, latency, rows, truth[rows]), len(rows))) is not None:
+        assert row not in rows
+        rows.append(row)
+    assert sorted(rows) == list(range(len(codes)))
+
+
+def test_the_same_question_has_the_same_answer_and_seeds_differ():
+    truth = truth_of(CODES, 4, np.random.default_rng(1))
+    rows = list(range(0, 200, 9))
+    seen = tried(CODES, LATENCY, rows, truth[rows])
+    assert propose(SPACE, OBJECTIVES, seen, 5) == propose(SPACE, OBJECTIVES, seen, 5)
+    few = tried(CODES, LATENCY, rows[: START - 1], truth[rows[: START - 1]])
+    assert len({propose(SPACE, OBJECTIVES, few, seed) for seed in range(12)}) > 6
+
+
+def test_what_is_pending_or_excluded_is_not_proposed_and_turns_the_search_elsewhere():
+    truth = truth_of(CODES, 4, np.random.default_rng(2))
+    rows = list(range(0, 300, 9))
+    seen = tried(CODES, LATENCY, rows, truth[rows])
+    first = propose(SPACE, OBJECTIVES, seen, 3)
+    second = propose(SPACE, OBJECTIVES, replace(seen, pending=CODES[[first]]), 3)
+    third = propose(SPACE, OBJECTIVES, replace(seen, excluded=CODES[[first, second]]), 3)
+    assert len({first, second, third}) == 3
+
+
+@pytest.mark.slow
+def test_it_finds_in_thirty_trials_what_chance_does_not_in_a_hundred():
+    shares, chance = [], []
+    for seed in range(3):
+        truth = truth_of(CODES, 4, np.random.default_rng(seed))
+        best = volume(np.arange(len(CODES)), truth)
+        shares.append(volume(search(seed, 30, truth)[0], truth) / best)
+        rng = np.random.default_rng(seed)
+        chance.append(np.mean([volume(rng.choice(len(CODES), 100, replace=False), truth) / best for _ in range(20)]))
+    assert np.mean(shares) > np.mean(chance) + 0.03
+    assert np.mean(shares) > 0.95
+
+
+def test_a_lucky_observation_is_not_recommended_over_better_ones():
+    """Three seeds of a good candidate, one lucky seed of a bad one at the same latency."""
+    rng = np.random.default_rng(0)
+    truth = truth_of(CODES, 4, rng)
+    rows = rng.choice(np.flatnonzero(LATENCY > 1), 60, replace=False).tolist()
+    values = truth[rows] + 0.3 * rng.standard_normal(len(rows))
+    observed = {rows[i] for i in pareto.front(np.stack([values, LATENCY[rows]], axis=1).tolist(), DIRECTIONS)}
+    believed = set(recommended(SPACE, OBJECTIVES, tried(CODES, LATENCY, rows, values, noise=0.3), 0).tolist())
+    luck = np.mean([values[rows.index(row)] - truth[row] for row in observed])
+    better = np.mean([truth[row] for row in believed]) - np.mean([truth[row] for row in observed])
+    assert luck > 0.1
+    assert better > -0.05
+    assert believed != observed
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_objectives_that_are_not_known_are_modelled(known):
+    truth = truth_of(CODES, 4, np.random.default_rng(3))
+    space = SPACE if known else replace(SPACE, known={}, features=np.zeros((len(CODES), 0)))
+    rows = np.random.default_rng(0).choice(len(CODES), 60, replace=False).tolist()
+    belief = Belief(space, OBJECTIVES, tried(CODES, LATENCY, rows, truth[rows]), 0)
+    rest = np.setdiff1d(np.arange(len(CODES)), rows)
+    expected = belief.means(rest)
+    assert set(belief.surrogates) == ({0} if known else {0, 1})
+    assert np.corrcoef(expected[:, 1], LATENCY[rest])[0, 1] > 0.95
+    assert np.corrcoef(-expected[:, 0], truth[rest])[0, 1] > 0.6
+
+
+def test_three_objectives_are_searched_as_well():
+    params = 2 + 0.1 * np.count_nonzero(CODES, axis=1)
+    objectives = {**OBJECTIVES, "params_m": "minimize"}
+    space = replace(SPACE, known={"latency_ratio": LATENCY, "params_m": params})
+    truth = truth_of(CODES, 4, np.random.default_rng(4))
+    rows = list(range(0, 200, 9))
+    seen = tried(CODES, LATENCY, rows, truth[rows])
+    seen = replace(seen, values=np.column_stack([seen.values, params[rows]]))
+    assert propose(space, objectives, seen, 0) not in rows
