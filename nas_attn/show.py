@@ -96,27 +96,23 @@ def _recommended(console: Console, snapshot: Any) -> None:
     believed = posterior.believe(snapshot)
     if believed is None:
         return
-    table = Table(
-        "trial", "expected mAP50-95", "90 %", "latency ratio", "gain", "90 %", "P(on the front)", "P(beats the base)", title=_MODEL
-    )
+    table = Table("trial", "mAP50-95 (90 %)", "gain (90 %)", "latency ratio", "P(on the front)", "P(beats base)", title=_MODEL)
     for member in believed.front:
-        claim = member.claim
-        gain = (f"{claim.gain:+.4f}", f"{claim.gain_low:+.4f} to {claim.gain_high:+.4f}")
+        claim, is_base = member.claim, not member.trial.architecture.placements
         table.add_row(
             str(member.trial.number),
-            f"{claim.mean:.4f}",
-            f"{claim.low:.4f} to {claim.high:.4f}",
+            f"{claim.mean:.4f} ({claim.low:.4f} to {claim.high:.4f})",
+            "base" if is_base else f"{claim.gain:+.4f} ({claim.gain_low:+.4f} to {claim.gain_high:+.4f})",
             f"{facts.latency(member.trial):.3f}",
-            *(gain if member.trial.architecture.placements else ("base", "")),
             f"{claim.non_dominated:.2f}",
-            f"{claim.beats_base:.2f}" if member.trial.architecture.placements else "",
+            "" if is_base else f"{claim.beats_base:.2f}",
         )
     _wide(console).print(table)
     if set(snapshot.objectives) == {"map50_95", "latency_ratio"}:
         console.print(pick.pick(snapshot, "knee").reason, markup=False, soft_wrap=True)
 
 
-_MODEL = "What a model of all trials expects (recommended.csv)"
+_MODEL = "Expected by a model of all trials (recommended.csv)"
 
 
 def _wide(console: Console) -> Console:
