@@ -118,7 +118,7 @@ def test_a_password_is_never_printed(tmp_path):
 
 
 def test_an_unknown_sampler_leaves_no_study_behind(tmp_path):
-    with pytest.raises(InputError, match="Known: nsga2, random, tpe"):
+    with pytest.raises(InputError, match="Known: model, nsga2, random, tpe"):
         open_record(tmp_path / "a", sampler="gp")
     assert not (tmp_path / "a").exists()
 

