@@ -40,7 +40,7 @@ class Claim:
     expected: bool
 
 
-def claims(candidates: Candidates, objectives: Mapping[str, str], tried: Tried, base: int | None, seed: int) -> tuple[Claim, ...]:
+def claims(candidates: Candidates, objectives: Mapping[str, str], tried: Tried, base: int, seed: int) -> tuple[Claim, ...]:
     """A claim for every distinct candidate of `tried`, by row; `base` is the base's row among the candidates.
 
     `expected` says whether the candidate is non-dominated by posterior means: the recommended front.
@@ -53,8 +53,7 @@ def claims(candidates: Candidates, objectives: Mapping[str, str], tried: Tried, 
     members = set(front(means.tolist(), directions))
     non_dominated = _non_dominated(drawn)
     better = -drawn[:, :, column]
-    reference = better[:, [int(np.searchsorted(rows, base))]] if base is not None else np.zeros((DRAWS, 1))
-    gains = better - reference
+    gains = better - better[:, [int(np.searchsorted(rows, base))]]
     tail = 100 * (1 - INTERVAL) / 2
     sign = -belief.signs[column]
     found = []

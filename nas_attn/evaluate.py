@@ -104,9 +104,9 @@ def evaluate(setup: Setup, job: Job) -> Outcome:
         with stages("build"):
             model, edit = _build(setup, job.architecture, job.seed, job.recipe.base)
         with stages("train"):
-            trained = train_model(_training(setup, job, folder), model, None, _piece(setup, job))
+            trained = train_model(training(setup, job, folder), model, None, _piece(setup, job))
         with stages("score"):
-            outcome = _measured(setup, job, trained, edit, start)
+            outcome = measured(setup, job, trained, edit, time.perf_counter() - start)
             if job.epochs is None:
                 write_atomic(folder / "weights.pt", lambda file: torch.save(dict(trained.state), file))
         text = outcome_file_text(job, outcome)  # refuses what is not finite
@@ -147,20 +147,6 @@ def _start_of_fit(setup: Setup) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def _fit(setup: Setup, model: nn.Module, folder: Path) -> Trained:
-    settings = dict(setup.fit)
-    schedule = {name: settings.pop(name) for name in ("epochs", "imgsz", "batch", "lr0")}
-    training = Training(
-        train_list=setup.train_list,
-        val_list=setup.val_list,
-        names=setup.names,
-        folder=str(folder / "fit"),
-        new_lr_scale=1.0,
-        seed=setup.seed,
-        device=setup.device,
-        threads=available_cores(),  # nothing else runs until the base is fitted
-        args=settings,
-        **schedule,
-    )
     progress = folder / "progress.json"
     curve: list[dict[str, float]] = []
 
@@ -169,7 +155,7 @@ def _fit(setup: Setup, model: nn.Module, folder: Path) -> Trained:
         text = json.dumps(curve)
         write_atomic(progress, lambda file: file.write_text(text))
 
-    return train_model(training, model, note)
+    return train_model(fitting(setup, folder, available_cores()), model, note)  # nothing else runs until the base is fitted
 
 
 def _keep_fit(
@@ -303,7 +289,26 @@ def _latency_shape(setup: Setup) -> tuple[int, int, int, int]:
     return setup.latency["batch"], 3, size, size
 
 
-def _training(setup: Setup, job: Job, folder: Path) -> Training:
+def fitting(setup: Setup, folder: Path, cores: int) -> Training:
+    """How a base is fitted in `folder`, with so many threads."""
+    settings = dict(setup.fit)
+    schedule = {name: settings.pop(name) for name in ("epochs", "imgsz", "batch", "lr0")}
+    return Training(
+        train_list=setup.train_list,
+        val_list=setup.val_list,
+        names=setup.names,
+        folder=str(folder / "fit"),
+        new_lr_scale=1.0,
+        seed=setup.seed,
+        device=setup.device,
+        threads=cores,
+        args=settings,
+        **schedule,
+    )
+
+
+def training(setup: Setup, job: Job, folder: Path) -> Training:
+    """How a job is trained on a setup's images."""
     recipe = job.recipe
     return Training(
         train_list=setup.train_list,
@@ -337,7 +342,8 @@ def _piece(setup: Setup, job: Job) -> Piece:
     )
 
 
-def _measured(setup: Setup, job: Job, trained: Trained, edit: Edit, start: float) -> Measured:
+def measured(setup: Setup, job: Job, trained: Trained, edit: Edit, seconds: float) -> Measured:
+    """What a training that took so many seconds in all has shown, its gates by the base's rows."""
     host = {edit.moved[layer] + 1: layer for layer in (p.layer for p in job.architecture.placements)}
     return Measured(
         map50_95=trained.score("map50_95", job.recipe.average),
@@ -345,7 +351,7 @@ def _measured(setup: Setup, job: Job, trained: Trained, edit: Edit, start: float
         curve=tuple({_by_host(name, host): value for name, value in epoch.items()} for epoch in trained.curve),
         gates={str(host[row]): opening for row, opening in trained.gates.items()},
         train_seconds=trained.train_seconds,
-        total_seconds=time.perf_counter() - start,
+        total_seconds=seconds,
         peak_memory_mib=trained.peak_memory_mib,
         batch=job.recipe.batch,
         device=_device_name(setup.device),

@@ -9,7 +9,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from nas_attn import cost, custom, latency
 from nas_attn.architecture import Architecture
 from nas_attn.detector import build, build_architecture, read_state, silence
 from nas_attn.errors import InputError, TransferError
+from nas_attn.evaluate import fitting, measured, training
 from nas_attn.graph import SCALED, Edit, Graph
-from nas_attn.outcome import Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
-from nas_attn.proxy import Trained, Training
+from nas_attn.outcome import Failure, Job, Latency, Outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import train as train_model
 from nas_attn.setup import Setup, threads, write_atomic
 
@@ -82,9 +82,9 @@ def train(setup: Setup, job: Job, task: Mapping[str, Any], folder: Path) -> Outc
         folder.mkdir(parents=True, exist_ok=True)
         model, edit = _arm(setup, job, Path(task["start"]), task["width"])
         stage = "train"
-        trained = train_model(_training(setup, job, task, folder), model)
+        trained = train_model(training(replace(setup, train_list=task["train_list"], val_list=task["val_list"]), job, folder), model)
         stage = "score"
-        outcome = _measured(job, trained, edit, setup.device, time.perf_counter() - began)
+        outcome = measured(setup, job, trained, edit, time.perf_counter() - began)
         text = outcome_file_text(job, outcome)  # refuses what is not finite
         write_atomic(folder / WEIGHTS, lambda file: torch.save(dict(trained.state), file))
     except Exception as error:
@@ -196,7 +196,7 @@ def fit(setup: Setup, width: float, folder: Path) -> dict[str, Any]:
         known: dict[str, Any] = json.loads(done.read_text())
         return known
     model, moved = _start(setup, width)
-    trained = train_model(_fitting(setup, folder), model) if setup.fit["epochs"] else None
+    trained = train_model(fitting(setup, folder, threads()), model) if setup.fit["epochs"] else None
     state = trained.state if trained else model.state_dict()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / WEIGHTS, lambda file: torch.save(dict(state), file))
@@ -261,61 +261,6 @@ def _start(setup: Setup, width: float) -> tuple[nn.Module, int]:
     same = {key: value for key, value in known.items() if key in target and target[key].shape == value.shape}
     model.load_state_dict({**target, **same})
     return model, len(same)
-
-
-def _fitting(setup: Setup, folder: Path) -> Training:
-    settings = dict(setup.fit)
-    schedule = {name: settings.pop(name) for name in ("epochs", "imgsz", "batch", "lr0")}
-    return Training(
-        train_list=setup.train_list,
-        val_list=setup.val_list,
-        names=setup.names,
-        folder=str(folder / "fit"),
-        new_lr_scale=1.0,
-        seed=setup.seed,
-        device=setup.device,
-        threads=threads(),
-        args=settings,
-        **schedule,
-    )
-
-
-def _training(setup: Setup, job: Job, task: Mapping[str, Any], folder: Path) -> Training:
-    recipe = job.recipe
-    return Training(
-        train_list=task["train_list"],
-        val_list=task["val_list"],
-        names=setup.names,
-        folder=str(folder),
-        epochs=recipe.epochs,
-        imgsz=recipe.imgsz,
-        batch=recipe.batch,
-        lr0=recipe.lr0,
-        new_lr_scale=recipe.new_lr_scale,
-        seed=job.seed,
-        device=setup.device,
-        threads=threads(),
-        args=dict(recipe.args),
-    )
-
-
-def _measured(job: Job, trained: Trained, edit: Edit, device: str, seconds: float) -> Measured:
-    host = {edit.moved[p.layer] + 1: p.layer for p in job.architecture.placements}
-
-    def in_base_rows(name: str) -> str:
-        return f"gate_{host[int(name.removeprefix('gate_'))]}" if name.startswith("gate_") else name
-
-    return Measured(
-        map50_95=trained.map50_95,
-        map50=trained.map50,
-        curve=tuple({in_base_rows(name): value for name, value in epoch.items()} for epoch in trained.curve),
-        gates={str(host[row]): opening for row, opening in trained.gates.items()},
-        train_seconds=trained.train_seconds,
-        total_seconds=seconds,
-        peak_memory_mib=trained.peak_memory_mib,
-        batch=job.recipe.batch,
-        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu, {threads()} threads",
-    )
 
 
 def _bench(setup: Setup, base: nn.Module, folder: Path) -> Callable[[Sequence[nn.Module]], list[Latency]]:

@@ -25,16 +25,16 @@ from nas_attn.outcome import Snapshot
 
 Row = dict[str, Any]
 """One trial's line in the tables, by column."""
-_INK, _GREY, _FAINT, _BLUE, _BAND = "#1f2937", "#6b7280", "#9ca3af", "#2563eb", "#eef1f5"
-_STYLE: Any = {
+INK, GREY, _FAINT, _BLUE, _BAND = "#1f2937", "#6b7280", "#9ca3af", "#2563eb", "#eef1f5"
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
     "axes.edgecolor": "#d1d5db",
-    "axes.labelcolor": _INK,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
+    "axes.labelcolor": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "savefig.facecolor": "white",
 }
 
@@ -57,7 +57,7 @@ def plane_front(members: Sequence[Row]) -> list[Row]:
 
 def picture(snapshot: Snapshot, rows: Sequence[Row], front: Sequence[Row]) -> bytes:
     """The front as a PNG: all trials, the front with its labels, latency intervals, the base and the band of its noise."""
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a study's name may be in any script
         buffer = io.BytesIO()
         draw(snapshot, in_plane(rows), in_plane(front)).savefig(buffer, format="png", metadata={"Software": None})
@@ -77,7 +77,7 @@ def draw(snapshot: Snapshot, points: Sequence[Row], members: Sequence[Row]) -> F
         _label(canvas, ax, snapshot, points, members)
     else:
         ax.set(xticks=[], yticks=[])
-        ax.text(0.5, 0.5, "No trial has been measured yet.", ha="center", va="center", color=_GREY, transform=ax.transAxes)
+        ax.text(0.5, 0.5, "No trial has been measured yet.", ha="center", va="center", color=GREY, transform=ax.transAxes)
     return figure
 
 
@@ -93,18 +93,18 @@ def _frame(ax: Axes, objectives: Mapping[str, str]) -> None:
     further = sorted(objectives.keys() - {"map50_95", "latency_ratio"})
     if further:
         text = f"members under the line are on the front for {', '.join(further)}"
-        ax.text(0.995, 0.045, text, ha="right", fontsize=8, color=_GREY, transform=ax.transAxes)
+        ax.text(0.995, 0.045, text, ha="right", fontsize=8, color=GREY, transform=ax.transAxes)
 
 
 def _words(figure: Figure, snapshot: Snapshot, members: int, points: int) -> None:
     counts = Counter(t.kind or "running" for t in snapshot.trials)
     name = textwrap.shorten(snapshot.name, 60, placeholder=" …")
     figure.text(0.085, 0.935, "Accuracy against latency", fontsize=15, weight="bold", va="center")
-    figure.text(0.085, 0.885, f"{name}: {members} of {points} measured architectures on the front", color=_GREY)
+    figure.text(0.085, 0.885, f"{name}: {members} of {points} measured architectures on the front", color=GREY)
     notes = ["Bars: 95 % interval of the latency ratio. Hollow: timed without a quiet moment. Line: what the front reaches at a latency."]
     others = [f"{counts[k]} {text}" for k, text in _BESIDES.items() if counts[k]]
     notes += [f"Besides: {', '.join(others)}."] if others else []
-    figure.text(0.085, 0.066, "\n".join(notes), fontsize=8, color=_GREY, linespacing=1.5, va="top")
+    figure.text(0.085, 0.066, "\n".join(notes), fontsize=8, color=GREY, linespacing=1.5, va="top")
 
 
 _BESIDES = {
@@ -129,7 +129,7 @@ def _draw(ax: Axes, snapshot: Snapshot, points: Sequence[Row], members: Sequence
     if center is not None:
         ax.axhspan(center - (noise or 0), center + (noise or 0), color=_BAND, zorder=0.5, linewidth=0)
         ax.axhline(center, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        ax.text(1.012, center, "base ± 1σ" if noise else "base", transform=ax.get_yaxis_transform(), va="center", fontsize=8.5, color=_GREY)
+        ax.text(1.012, center, "base ± 1σ" if noise else "base", transform=ax.get_yaxis_transform(), va="center", fontsize=8.5, color=GREY)
     line = plane_front(members)
     if len(line) > 1:
         x, y = [r["latency_ratio"] for r in line], [r["map50_95"] for r in line]
@@ -137,7 +137,7 @@ def _draw(ax: Axes, snapshot: Snapshot, points: Sequence[Row], members: Sequence
     numbers = {r["number"] for r in members}
     for row in points:
         inside, is_base = row["number"] in numbers, base is not None and row["number"] == base.number
-        _mark(ax, row, (_INK, "D", 62, 1.3) if is_base else (_BLUE, "o", 48, 1.3) if inside else (_FAINT, "o", 20, 0.8))
+        _mark(ax, row, (INK, "D", 62, 1.3) if is_base else (_BLUE, "o", 48, 1.3) if inside else (_FAINT, "o", 20, 0.8))
     low, high = ax.get_xlim()
     ratios = [facts.metric(t, "latency_ratio") for t in snapshot.trials if t.kind == "rejected"]
     over = [ratio for ratio in ratios if ratio is not None and low <= ratio <= high]

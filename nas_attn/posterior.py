@@ -14,7 +14,7 @@ import numpy as np
 from nas_attn.architecture import Placement
 from nas_attn.candidates import Candidates, Floats, Sites, features_of
 from nas_attn.claim import SURE, Claim, claims, worth_repeating
-from nas_attn.facts import base_trial, fastest_first, latency, scores, sigma
+from nas_attn.facts import base_trial, fastest_first, scores, sigma
 from nas_attn.guide import SCORES, observations, tried_of
 from nas_attn.outcome import Snapshot, Trial
 from nas_attn.propose import Tried, recommended
@@ -174,8 +174,3 @@ def _detectable_placement(snapshot: Snapshot, noise: float | None) -> float | No
 def _needed(deviation: float) -> float:
     normal = statistics.NormalDist()
     return (normal.inv_cdf(SURE) + normal.inv_cdf(POWER)) * deviation
-
-
-def plane(member: Member) -> tuple[float, float]:
-    """Expected mAP50-95 and latency ratio of a member."""
-    return member.claim.mean, latency(member.trial)

@@ -39,7 +39,6 @@ class Tried:
     pending: Codes
     excluded: Codes
     noise: float | None = None
-    noise_seen: int = 0
 
 
 class Belief:
@@ -51,7 +50,6 @@ class Belief:
         self.keys = keys(candidates.codes)
         self._order = np.argsort(self.keys)
         found, kept = self.locate(tried.codes)
-        self.rows = found
         self.tried = np.unique(found)
         self.pending = np.setdiff1d(self.locate(tried.pending)[0], self.tried)
         self.surrogates = {
@@ -62,7 +60,6 @@ class Belief:
                     values=tried.values[kept, column],
                     seeds=tried.seeds[kept],
                     noise=tried.noise,
-                    noise_seen=tried.noise_seen,
                 ),
                 seed + column,
             )

@@ -27,6 +27,7 @@ from optuna.trial import TrialState, create_trial
 from nas_attn import guide, pareto, sampler
 from nas_attn.candidates import Candidates
 from nas_attn.errors import InputError, nearest
+from nas_attn.posterior import recommend_rows
 from nas_attn.replay_rules import Rules, make_rules
 from nas_attn.sampler import TRIES
 from nas_attn.table import Lookup, Table
@@ -248,8 +249,6 @@ def _observed_front(rules: Rules, state: _Search) -> tuple[int, ...]:
 
 
 def _recommended(rules: Rules, space: Candidates, state: _Search, seed: int) -> tuple[int, ...]:
-    from nas_attn.posterior import recommend_rows
-
     rows, values = state.seen()
     if not rows:
         return ()

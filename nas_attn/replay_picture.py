@@ -13,20 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_INK, _GREY = "#1f2937", "#6b7280"
+from nas_attn.picture import GREY, STYLE
+
 # Okabe and Ito's colours, which nearly all readers tell apart, the yellow left out: it is faint on white.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "axes.edgecolor": "#d1d5db",
-    "axes.labelcolor": _INK,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-    "savefig.facecolor": "white",
-}
 _WRAP = 145
 _LINE = 0.042
 """The height of a label as a share of the axis."""
@@ -34,7 +24,7 @@ _LINE = 0.042
 
 def picture(summary: Mapping[str, Any], name: str) -> bytes:
     """The curves of a replay's summary as a PNG; `name` is the table's."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         buffer = io.BytesIO()
         draw(summary, name).savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
@@ -53,8 +43,8 @@ def draw(summary: Mapping[str, Any], name: str) -> Figure:
         ax.plot(curve["trials"], share["median"], color=color, linewidth=1.8, marker="o", markersize=3, zorder=3, clip_on=False)
     _label(ax, samplers)
     figure.text(0.085, 0.935, "How much a search finds in how many trials", fontsize=15, weight="bold", va="center")
-    figure.text(0.085, 0.885, f"{name}: {settings['rows']:,} of {settings['combinations']:,} combinations are valid", color=_GREY)
-    figure.text(0.085, 0.088, _notes(settings), fontsize=8, color=_GREY, linespacing=1.4, va="top")
+    figure.text(0.085, 0.885, f"{name}: {settings['rows']:,} of {settings['combinations']:,} combinations are valid", color=GREY)
+    figure.text(0.085, 0.088, _notes(settings), fontsize=8, color=GREY, linespacing=1.4, va="top")
     return figure
 
 

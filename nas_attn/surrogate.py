@@ -38,6 +38,8 @@ PRIOR: Mapping[str, tuple[float, float]] = {
     "seed": (0.02, 1.5),
     "noise": (0.15, 2.0),
 }
+KNOWN_NOISE_SPREAD = 0.1
+"""Of the logarithm of a variance that was told."""
 SETTINGS, REFINED = 64, 24
 FITTED_ON = 160
 """Observations on which the settings are weighted: more cost cubic time and change them little."""
@@ -51,15 +53,13 @@ KEPT = 16
 class Observations:
     """Answers: `rows` are positions among the candidates, `values` what was seen there, `seeds` the seed of each (-1: one of its own).
 
-    `noise` is the standard deviation of one answer about its candidate's value, as far as it is known; `noise_seen` how many degrees of
-    freedom it was estimated from.
+    `noise` is the standard deviation of one answer about its candidate's value, where it is known.
     """
 
     rows: NDArray[np.int64]
     values: Floats
     seeds: NDArray[np.int64]
     noise: float | None = None
-    noise_seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class Surrogate:
             # A known noise has to be split between the seed's effect, which pairs share, and the rest.
             variance = max((self.seen.noise / self._scale.unit) ** 2, JITTER)
             noise = PARTS.index("noise")
-            centre[noise], spread[noise] = np.log(variance), _noise_spread(self.seen.noise_seen)
+            centre[noise], spread[noise] = np.log(variance), KNOWN_NOISE_SPREAD
             centre[PARTS.index("seed")] = np.log(variance * 0.3)
             spread[PARTS.index("seed")] = 1.0
         return np.where(absent, np.log(JITTER), centre), np.where(absent, 1e-3, spread)
@@ -373,11 +373,6 @@ def _normal(uniform: Floats) -> Floats:
 def _log_normal(points: Floats, centre: Floats, spread: Floats) -> Floats:
     """The logarithm of a product of normal densities, up to what all points share."""
     return np.asarray(np.sum(-0.5 * ((points - centre) / spread) ** 2 - np.log(spread), axis=1))
-
-
-def _noise_spread(freedom: int) -> float:
-    """How uncertain the logarithm of a variance is that was estimated with so many degrees of freedom."""
-    return float(np.sqrt(2.0 / freedom)) if freedom else 0.1
 
 
 def _columns(candidates: Candidates) -> Floats:

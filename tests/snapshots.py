@@ -204,3 +204,26 @@ def study(count: int, *, seed: int = 0, three: bool = False) -> Snapshot:
             quality = "ungated" if rng.random() < 0.1 else "gated"
             trials.append(trial(number, chosen, score, ratio, extra=extra, gates=gates, quality=quality, width=0.004 + 0.02 * rng.random()))
     return snapshot(*trials, objectives={**OBJECTIVES, "params_m": "minimize"} if three else None)
+
+
+A, B, C = [placement(4)], [placement(6, 2)], [placement(9, 3)]
+
+
+def drawn() -> Snapshot:
+    """sigma is 0.004: trial 1 is the bend, trial 2 within one sigma of trial 3, the best; trial 4 is dominated."""
+    return snapshot(
+        base(),
+        trial(1, A, 0.330, 1.05),
+        trial(2, B, 0.337, 1.20),
+        trial(3, C, 0.340, 1.28),
+        trial(4, A + B, 0.320, 1.25),
+        rejected(5),
+        failed(6),
+        running(7),
+        stopped(8),
+    )
+
+
+def numbers(trials: Sequence[Trial]) -> list[int]:
+    """Their numbers."""
+    return [t.number for t in trials]

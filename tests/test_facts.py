@@ -4,31 +4,24 @@ import dataclasses
 import statistics
 
 import pytest
-from snapshots import RECIPE, base, failed, measured, placement, rejected, results, running, snapshot, stopped, trial
+from snapshots import (
+    RECIPE,
+    A,
+    B,
+    base,
+    drawn,
+    failed,
+    measured,
+    numbers,
+    results,
+    running,
+    snapshot,
+    stopped,
+    trial,
+)
 
 from nas_attn import facts
 from nas_attn.outcome import Failure
-
-A, B, C = [placement(4)], [placement(6, 2)], [placement(9, 3)]
-
-
-def drawn():
-    """sigma is 0.004: trial 1 is the bend, trial 2 within one sigma of trial 3, the best; trial 4 is dominated."""
-    return snapshot(
-        base(),
-        trial(1, A, 0.330, 1.05),
-        trial(2, B, 0.337, 1.20),
-        trial(3, C, 0.340, 1.28),
-        trial(4, A + B, 0.320, 1.25),
-        rejected(5),
-        failed(6),
-        running(7),
-        stopped(8),
-    )
-
-
-def numbers(trials):
-    return [t.number for t in trials]
 
 
 def test_sigma_is_the_sample_deviation_of_the_base_seeds():

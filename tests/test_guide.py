@@ -6,9 +6,10 @@ import numpy as np
 import optuna
 import pytest
 from landscapes import OBJECTIVES, candidates, codes_of, truth_of
-from snapshots import base, cost, failed, placement, rejected, running, snapshot, stopped, trial
+from snapshots import base, failed, placement, rejected, running, snapshot, stopped, trial
 
 from nas_attn import guide
+from nas_attn.architecture import Architecture
 from nas_attn.candidates import Candidates, codes_of_space, keys, sites_of
 from nas_attn.errors import InputError
 from nas_attn.guide import ModelSampler, choose
@@ -22,6 +23,7 @@ SPACE = SearchSpace(
     placements=tuple(tuple(placement(row, m) for m in range(3)) for row in ROWS),
     max_placements=3,
 )
+LOST = [Architecture(SPACE.base, (placement(4, m), placement(6, m), placement(13, m))) for m in (0, 1)]
 CODES = codes_of(4, 4, 3)
 LATENCY = 1 + 0.02 * np.count_nonzero(CODES, axis=1)
 
@@ -138,8 +140,10 @@ def test_a_stopped_trial_counts_with_the_rise_that_others_showed():
 
 
 def test_rejected_and_failed_trials_say_nothing_but_are_not_asked_again():
-    snap = snapshot(*study().trials, rejected(50), failed(51))
-    tried = guide.tried_of([t for t in snap.trials if SPACE.contains(t.architecture)], sites_of(SPACE), snap.objectives)
+    lost = [dataclasses.replace(rejected(50), architecture=LOST[0]), dataclasses.replace(failed(51), architecture=LOST[1])]
+    snap = snapshot(*study().trials, *lost)
+    tried = guide.tried_of(snap.trials, sites_of(SPACE), snap.objectives)
     assert len(tried.values) == 3 + 14
     assert tried.seeds[:3].tolist() == [0, 1, 2]
-    assert cost(1.0).metrics()["latency_ratio"] == 1.0
+    assert tried.excluded.tolist() == [sites_of(SPACE).code(architecture) for architecture in LOST]
+    assert all(chosen(snap, seed) not in LOST for seed in range(3))

@@ -1,34 +1,13 @@
-"""What a snapshot says: noise, gains, the front, controls, and the choice by each rule."""
+"""The choice by each rule, where observations decide."""
 
 import dataclasses
 import re
 
 import pytest
-from snapshots import base, cost, failed, placement, rejected, running, snapshot, stopped, study, trial
+from snapshots import A, B, C, base, cost, drawn, failed, running, snapshot, study, trial
 
 from nas_attn import pick
 from nas_attn.errors import InputError
-
-A, B, C = [placement(4)], [placement(6, 2)], [placement(9, 3)]
-
-
-def drawn():
-    """sigma is 0.004: trial 1 is the bend, trial 2 within one sigma of trial 3, the best; trial 4 is dominated."""
-    return snapshot(
-        base(),
-        trial(1, A, 0.330, 1.05),
-        trial(2, B, 0.337, 1.20),
-        trial(3, C, 0.340, 1.28),
-        trial(4, A + B, 0.320, 1.25),
-        rejected(5),
-        failed(6),
-        running(7),
-        stopped(8),
-    )
-
-
-def numbers(trials):
-    return [t.number for t in trials]
 
 
 @pytest.mark.parametrize(("rule", "number"), [("best", 3), ("fastest", 0), ("1se", 2), ("knee", 1)])

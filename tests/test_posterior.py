@@ -6,7 +6,7 @@ import random
 import pytest
 from snapshots import base, failed, placement, rejected, running, snapshot, stopped, trial
 
-from nas_attn import pick, posterior, report
+from nas_attn import facts, pick, report
 from nas_attn.claim import SURE
 from nas_attn.posterior import believe, next_repeat
 
@@ -45,7 +45,8 @@ def test_a_gain_is_found_by_all_trials_together_and_told_with_its_interval():
     assert member.claim.gain_low < 0.02 < member.claim.gain_high
     assert f"{member.claim.gain:+.4f} against the base" in choice.reason
     assert {m.trial.number for m in believed.front} <= {t.number for t in snap.trials if t.kind == "measured"}
-    assert [posterior.plane(m)[1] for m in believed.front] == sorted(posterior.plane(m)[1] for m in believed.front)
+    ratios = [facts.latency(m.trial) for m in believed.front]
+    assert ratios == sorted(ratios)
 
 
 def test_limits_hold_and_the_knee_is_among_what_is_sure():

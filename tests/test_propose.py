@@ -73,7 +73,7 @@ def test_it_finds_in_thirty_trials_what_chance_does_not_in_a_hundred():
 
 
 def test_a_lucky_observation_is_not_recommended_over_better_ones():
-    """Three seeds of a good candidate, one lucky seed of a bad one at the same latency."""
+    """Sixty candidates with one noisy score each: the observed front is up by luck, and no better in truth than the recommended one."""
     rng = np.random.default_rng(0)
     truth = truth_of(CODES, 4, rng)
     rows = rng.choice(np.flatnonzero(LATENCY > 1), 60, replace=False).tolist()

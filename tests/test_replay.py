@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import json
-import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -237,7 +235,7 @@ def test_a_model_is_given_what_a_search_could_know(monkeypatch: pytest.MonkeyPat
 
     recommended: list[Any] = []
     monkeypatch.setattr(guide, "ModelSampler", Fake)
-    monkeypatch.setitem(sys.modules, "nas_attn.posterior", types.SimpleNamespace(recommend_rows=recommend))
+    monkeypatch.setattr("nas_attn.replay.recommend_rows", recommend)
     names = ["model", "random+model", "model+observed"]
     found = replay(searched, names, trials=8, repeats=1, noise=0.5, known=["lat"], reference={"acc": 75}, charge_invalid=charge, every=8)
     candidates, objectives, noise = given[0]

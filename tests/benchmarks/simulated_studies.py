@@ -30,7 +30,7 @@ from landscapes import OBJECTIVES, candidates, codes_of, tried, truth_of
 from nas_attn import pareto
 from nas_attn.candidates import Candidates, Codes, Floats
 from nas_attn.claim import SURE, claims, worth_repeating
-from nas_attn.propose import propose
+from nas_attn.propose import Tried, propose
 
 SITES, OPTIONS, SD, NOISE, SINGLE = 7, 5, 0.46, 0.3, 0.5
 DIRECTIONS = tuple(OBJECTIVES.values())
@@ -97,7 +97,7 @@ class Run:
             self.train(row)
         return seconds
 
-    def seen(self):  # type: ignore[no-untyped-def]
+    def seen(self) -> Tried:
         return tried(self.codes, self.latency, self.rows, self.values)
 
     def result(self) -> Study:
