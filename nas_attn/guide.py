@@ -6,6 +6,7 @@ Nothing is remembered between two asks but what the study itself holds, so that 
 import random
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from nas_attn.candidates import Candidates, Codes, Floats, Sites, codes_of_space
 from nas_attn.errors import InputError
 from nas_attn.facts import measured
 from nas_attn.outcome import Stopped, Trial
+from nas_attn.pareto import layers
 from nas_attn.propose import START, Tried, propose
 from nas_attn.space import SearchSpace
 from nas_attn.surrogate import additive
@@ -27,6 +29,7 @@ SCORES = ("map50_95", "map50")
 """Objectives that only a training tells; all others are costs, known before."""
 STARTERS = 64
 GENERATIONS = 20
+LEADERS = 24
 
 
 class ModelSampler(BaseSampler):
@@ -103,7 +106,7 @@ def choose(
     sites = sites_of(space)
     if sum(bool(observations(trial, trials, objectives)) for trial in trials) < START:
         return _starter(space, sites, seen, seed)
-    codes = _all_codes(space, sites, [trial.architecture for trial in trials], seed)
+    codes = _all_codes(space, sites, trials, objectives, seed)
     known = costs(codes, sites, trials, {*objectives, *limits} - set(SCORES))
     kept = np.ones(len(codes), dtype=bool)
     for name, bound in limits.items():
@@ -205,6 +208,14 @@ def _starter(space: SearchSpace, sites: Sites, seen: Collection[str], seed: int)
     return random.Random(seed).choice(fresh) if fresh else None
 
 
-def _all_codes(space: SearchSpace, sites: Sites, around: Sequence[Architecture], seed: int) -> Codes:
-    own = np.array([sites.code(architecture) for architecture in around], dtype=np.int16).reshape(-1, len(sites.rows))
-    return np.unique(np.concatenate([codes_of_space(space, seed, tuple(around)), own]), axis=0)
+def _all_codes(space: SearchSpace, sites: Sites, trials: Collection[Trial], objectives: Mapping[str, str], seed: int) -> Codes:
+    """The candidates: of the space, about what looks good so far, and what was tried."""
+    own = np.array([sites.code(trial.architecture) for trial in trials], dtype=np.int16).reshape(-1, len(sites.rows))
+    return np.unique(np.concatenate([codes_of_space(space, seed, _leaders(trials, objectives)), own]), axis=0)
+
+
+def _leaders(trials: Collection[Trial], objectives: Mapping[str, str]) -> tuple[Architecture, ...]:
+    """The architectures of the observed front and of the fronts behind it, `LEADERS` at most: noise puts what is good there as well."""
+    done = [trial for trial in trials if trial.kind == "measured" and trial.values and set(objectives) <= set(trial.values)]
+    points = [[(trial.values or {})[name] for name in objectives] for trial in done]
+    return tuple(done[i].architecture for i in islice(chain.from_iterable(layers(points, list(objectives.values()))), LEADERS))

@@ -12,7 +12,7 @@ from typing import Any
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import InputError
-from nas_attn.outcome import Job, Measured, Recipe, Stopped, Trial, full_length
+from nas_attn.outcome import Job, Measured, Recipe, Stopped, Trial
 from nas_attn.protocol import job_key
 from nas_attn.racing import Race, Racer, rungs_of
 from nas_attn.spec import COSTS, SpaceSpec
@@ -100,7 +100,7 @@ class Jobs:
         if not self.races:
             return {}
         by_number = {trial.number: trial for trial in trials}
-        chosen = set(waiting) & set(self._race(by_number.values()).stopped(self._racers(by_number.values())))
+        chosen = set(waiting) & set(self._race().stopped(self._racers(by_number.values())))
         return {number: _stopped(by_number[number]) for number in sorted(chosen)}
 
     def first(self, trials: Iterable[Trial], waiting: Sequence[int]) -> int:
@@ -108,13 +108,10 @@ class Jobs:
         if not self.races or len(waiting) < 2:
             return 0
         trials = list(trials)
-        return waiting.index(self._race(trials).order(self._racers(trials), waiting)[0])
+        return waiting.index(self._race().order(self._racers(trials), waiting)[0])
 
-    def _race(self, trials: Iterable[Trial]) -> Race:
-        base = next((trial for trial in trials if trial.number == 0), None)
-        seeds = list(full_length(base.results).values()) if base else []
-        noise = {name: statistics.stdev(getattr(one, name) for one in seeds) if len(seeds) > 1 else 0.0 for name in self._accuracies()}
-        return Race(objectives=self.objectives, rungs=self.rungs, noise=noise)
+    def _race(self) -> Race:
+        return Race(objectives=self.objectives, rungs=self.rungs)
 
     def _racers(self, trials: Iterable[Trial]) -> list[Racer]:
         """Every trial that was measured and has not failed, by its first seed: one seed is the same luck for all of them."""

@@ -5,7 +5,7 @@ objective do not dominate each other, so that all copies of a front point are on
 a failed measurement has no place among points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,20 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> tuple
         if not np.any(np.all(rows[kept] <= row, axis=1)):
             kept.append(index)
     return tuple(int(i) for i in np.flatnonzero(np.isin(origin.reshape(-1), kept)))
+
+
+def layers(points: Sequence[Sequence[float]], directions: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    """Indices of the front, then of the front of what is left, and so on until every point was given.
+
+    Raises:
+        InputError: lengths that differ, an unknown direction, a number that is not finite.
+    """
+    left = list(range(len(points)))
+    while left:
+        layer = tuple(left[i] for i in front([points[k] for k in left], directions))
+        yield layer
+        gone = set(layer)
+        left = [k for k in left if k not in gone]
 
 
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float], directions: Sequence[str]) -> float:

@@ -8,13 +8,14 @@ what was tried -> expected improvement over each draw's own front. Trials under 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas_attn import acquire
 from nas_attn.candidates import Candidates, Codes, Floats, keys
-from nas_attn.pareto import SIGNS, front
+from nas_attn.pareto import SIGNS, front, layers
 from nas_attn.surrogate import Observations, Surrogate
 
 START = 8
@@ -57,7 +58,7 @@ class Belief:
                 candidates,
                 Observations(
                     rows=found,
-                    values=tried.values[kept, column],
+                    values=-self.signs[column] * tried.values[kept, column],  # a surrogate takes larger values for better
                     seeds=tried.seeds[kept],
                     noise=tried.noise,
                 ),
@@ -118,8 +119,7 @@ class Belief:
         count = len(next(iter(unknown.values()))) if unknown else 1
         points = np.empty((count, len(rows), len(self.names)))
         for column, name in enumerate(self.names):
-            values = unknown[column] if column in unknown else self.candidates.known[name][rows]
-            points[:, :, column] = self.signs[column] * values
+            points[:, :, column] = -unknown[column] if column in unknown else self.signs[column] * self.candidates.known[name][rows]
         return points
 
 
@@ -150,12 +150,8 @@ def _thinned(tried: Tried, objectives: Mapping[str, str], rng: np.random.Generat
     count = len(tried.codes)
     if count <= MOST_OBSERVATIONS:
         return tried
-    left, kept, directions = np.arange(count), list[int](), tuple(objectives.values())
-    while len(kept) < MOST_OBSERVATIONS // 2:
-        layer = left[list(front(tried.values[left].tolist(), directions))]
-        kept.extend(layer.tolist())
-        left = np.setdiff1d(left, layer)
-    kept = kept[: MOST_OBSERVATIONS // 2]
+    best = chain.from_iterable(layers(tried.values.tolist(), tuple(objectives.values())))
+    kept = list(islice(best, MOST_OBSERVATIONS // 2))
     others = rng.choice(np.setdiff1d(np.arange(count), kept), MOST_OBSERVATIONS - len(kept), replace=False)
     chosen = np.sort(np.concatenate([kept, others]).astype(np.int64))
     return replace(tried, codes=tried.codes[chosen], values=tried.values[chosen], seeds=tried.seeds[chosen])

@@ -1,16 +1,21 @@
 """Racing: which trainings may be stopped at a rung, and which goes on first. A pure rule over what trials have shown.
 
-Costs are known before any training, so only accuracy is uncertain. A trial at a rung has an optimistic final score: what it shows there,
-plus an upper bound of the rise from there to the end, learned from the trials that went all the way. It is stopped only when even with
-that score it would be dominated by a finished trial: one that is at least as good in every objective, costs included, and better in one.
-So a trial that is faster than all finished ones is never stopped, nor one that shows more at its rung than each of them had shown there.
+Costs are known before any training, so only accuracy is uncertain. A trial at a rung has an optimistic final score: the upper end of a
+prediction interval, learned from the trials that went all the way. Two are asked, and the lower one counts: what it shows plus the rise
+that they had from there, which tells what is hopelessly behind; and the regression of their final scores on what they had shown, which
+tells what is to be expected where early scores say little. It is stopped only when even with that score it would be dominated by a finished
+trial: one that is at least as good in every objective, costs included, and better in one. So a trial that is faster than all finished ones
+is never stopped, nor one that shows more at its rung than each of them had shown there that costs no more.
 
 The same trials give the same answer in whatever order they come: decisions can be replayed from a record.
 """
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from statistics import fmean, linear_regression
+
+from scipy.special import stdtrit
 
 from nas_attn import pareto
 from nas_attn.errors import InputError
@@ -18,11 +23,9 @@ from nas_attn.errors import InputError
 ETA = 3
 """How many times longer each rung is than the one before it."""
 LEAST_FINISHED = 4
-"""With fewer trials that went all the way, nothing is known of rises, and nothing is stopped."""
-Z = 2.0
-"""Standard deviations of the finished trials' rises, beyond their mean, that an optimist grants."""
-NOISES = 2.0
-"""An optimist grants at least this many standard deviations of one training's score over seeds."""
+"""With fewer trials that went all the way, nothing is known of what follows a rung, and nothing is stopped."""
+OPTIMISM = 0.95
+"""The quantile of its final score that an optimist grants a trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +47,10 @@ class Racer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """The rule for one study: its objectives with their directions, its rungs, and the noise of each accuracy (one training's SD)."""
+    """The rule for one study: its objectives with their directions, and its rungs."""
 
     objectives: Mapping[str, str]
     rungs: tuple[int, ...]
-    noise: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
@@ -73,42 +75,32 @@ class Race:
         left = sorted((racer for racer in racers if racer.number in set(waiting)), key=lambda racer: racer.number)
         ordered = [racer.number for racer in left if not racer.shown]
         left = [racer for racer in left if racer.shown]
-        while left:
-            points = [self._optimistic(racer, finished) for racer in left]
-            best = set(pareto.front(points, list(self.objectives.values())))
-            ordered += [racer.number for i, racer in enumerate(left) if i in best]
-            left = [racer for i, racer in enumerate(left) if i not in best]
-        return tuple(ordered)
+        points = [self._optimistic(racer, finished) for racer in left]
+        ranked = chain.from_iterable(pareto.layers(points, list(self.objectives.values())))
+        return (*ordered, *(left[i].number for i in ranked))
 
     def _hopeless(self, racer: Racer, finished: Sequence[Racer]) -> bool:
         rivals = [rival for rival in finished if racer.reached in rival.shown]
         if len(rivals) < LEAST_FINISHED:
             return False
         point, directions = self._optimistic(racer, rivals), list(self.objectives.values())
-        return any(self._ahead(rival, racer) and pareto.dominates(self._point(rival), point, directions) for rival in rivals)
+        dominated = any(pareto.dominates(self._point(rival), point, directions) for rival in rivals)
+        return dominated and any(self._ahead(rival, racer) for rival in rivals)
 
     def _ahead(self, rival: Racer, racer: Racer) -> bool:
-        # A rival that showed less at that rung has risen more than others: to stop for it what shows more is to bet on its luck.
-        then, now = rival.shown[racer.reached], racer.shown[racer.reached]
-        return all(self._loss(name, then[name]) <= self._loss(name, now[name]) for name in now)
+        # What shows more at its rung than all that cost no more may become more than any of them: no prediction from them reaches there.
+        then, now = {**rival.known, **rival.shown[racer.reached]}, {**racer.known, **racer.shown[racer.reached]}
+        return all(self._loss(name, then[name]) <= self._loss(name, now[name]) for name in self.objectives)
 
     def _optimistic(self, racer: Racer, finished: Sequence[Racer]) -> list[float]:
         """All objectives of a racer, accuracies as high as they may become."""
         rung, top = racer.reached, self.rungs[-1]
         point = dict(zip(self.objectives, self._point(racer), strict=True))
         for name in racer.shown[rung] if rung < top else ():
-            rises = [one.shown[top][name] - one.shown[rung][name] for one in finished if rung in one.shown]
             sign = -pareto.SIGNS[self.objectives[name]] if name in self.objectives else 0.0
-            point[name] = racer.shown[rung][name] + sign * self._rise([sign * rise for rise in rises], name)
+            pairs = [(sign * one.shown[rung][name], sign * one.shown[top][name]) for one in finished if rung in one.shown]
+            point[name] = sign * _highest_end(sign * racer.shown[rung][name], pairs)
         return [point[name] for name in self.objectives]
-
-    def _rise(self, rises: Sequence[float], name: str) -> float:
-        """An upper bound of the rise of one more trial; of the mean too only a sample is known, hence the root."""
-        noise = NOISES * self.noise.get(name, 0.0)
-        if not rises:
-            return noise
-        scatter = statistics.stdev(rises) * (1 + 1 / len(rises)) ** 0.5 if len(rises) > 1 else 0.0
-        return statistics.fmean(rises) + max(Z * scatter, noise)
 
     def _point(self, racer: Racer) -> list[float]:
         values = {**racer.known, **racer.shown[racer.reached]}
@@ -119,6 +111,30 @@ class Race:
 
     def _loss(self, name: str, value: float) -> float:
         return pareto.SIGNS[self.objectives[name]] * value if name in self.objectives else 0.0
+
+
+def _highest_end(shown: float, pairs: Sequence[tuple[float, float]]) -> float:
+    """The optimistic final score of a trial that showed this much at a rung, from `pairs` of shown and final scores; higher is better."""
+    if len(pairs) < LEAST_FINISHED:
+        return shown + max((end - start for start, end in pairs), default=0.0)
+    then, ends = [start for start, _ in pairs], [end for _, end in pairs]
+    middle, rise = fmean(then), fmean(ends) - fmean(then)
+    by_rise = _upper(shown + rise, [end - start - rise for start, end in pairs], 1, 0.0)
+    spread = sum((start - middle) ** 2 for start in then)
+    if not spread:
+        return by_rise
+    # More at a rung never predicts less at the end: such a slope is a sample's luck.
+    slope = max(linear_regression(then, ends).slope, 0.0)
+    errors = [end - fmean(ends) - slope * (start - middle) for start, end in pairs]
+    away = shown - middle
+    return min(by_rise, _upper(fmean(ends) + slope * away, errors, 2, away**2 / spread))
+
+
+def _upper(expected: float, errors: Sequence[float], parameters: int, leverage: float) -> float:
+    """The upper end of the prediction interval of one more value, from the errors of a fit with so many parameters."""
+    freedom = len(errors) - parameters
+    variance = sum(error**2 for error in errors) / freedom * (1 + 1 / len(errors) + leverage)
+    return expected + float(stdtrit(freedom, OPTIMISM)) * float(variance**0.5)
 
 
 def rungs_of(epochs: int, eta: int = ETA) -> tuple[int, ...]:
@@ -139,7 +155,6 @@ def simulate(
     rungs: Sequence[int],
     order: Sequence[int],
     *,
-    noise: float = 0.0,
     slots: int = 1,
     always: Sequence[int] = (),
 ) -> tuple[int, ...]:
@@ -151,7 +166,7 @@ def simulate(
     Raises:
         InputError: curves that are shorter than the last rung, or another number of costs than of curves.
     """
-    race = Race(objectives={"score": "maximize", "cost": "minimize"}, rungs=tuple(rungs), noise={"score": noise})
+    race = Race(objectives={"score": "maximize", "cost": "minimize"}, rungs=tuple(rungs))
     if len(costs) != len(curves) or any(len(curve) < race.rungs[-1] for curve in curves) or slots < 1:
         raise InputError(f"Each of {len(curves)} curves needs {race.rungs[-1]} epochs and one of {len(costs)} costs, with {slots=} >= 1.")
 

@@ -105,6 +105,19 @@ def test_the_next_architecture_is_new_legal_and_the_same_for_the_same_seed():
     assert chosen(dataclasses.replace(snap, trials=(*snap.trials, running(98)))) is not None
 
 
+def test_a_large_space_is_searched_about_what_looks_good(monkeypatch):
+    """Of the best layers only: crossing all trials with each other takes the square of their number."""
+    asked = []
+    monkeypatch.setattr(guide, "LEADERS", 3)
+    monkeypatch.setattr(guide, "codes_of_space", lambda space, seed, around: asked.append(around) or codes_of_space(space, seed, around))
+    snap = study(30)
+    assert chosen(snap) is not None
+    points = {t.architecture.digest(): (t.values["map50_95"], t.values["latency_ratio"]) for t in snap.trials}
+    around = {points[a.digest()] for a in asked[0]}
+    assert len(asked[0]) == 3
+    assert not any(p[0] > max(a[0] for a in around) or p[1] < min(a[1] for a in around) for p in points.values())
+
+
 def test_before_there_is_a_model_all_numbers_of_placements_are_tried():
     snap = snapshot(base())
     sizes = {len(chosen(snap, seed).placements) for seed in range(30)}

@@ -63,7 +63,7 @@ HOUSE: dict[str, set[str]] = {
     "storage": {"optuna", "sqlalchemy"},
     "sampler": {"optuna"},
     "record": {"optuna", "sqlalchemy"},
-    "racing": set(),
+    "racing": {"scipy"},
     "jobs": set(),
     "flights": set(),
     "repeats": set(),

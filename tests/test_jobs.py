@@ -80,7 +80,7 @@ FULL = [trial(0, *((seed, 9, curve(0.3 + seed / 1000)) for seed in range(3)), ra
 
 
 def test_what_waits_is_stopped_with_its_curve_when_even_an_optimist_gives_up():
-    hopeless, open_end, faster = at(curve(0.25), 1), at(curve(0.3), 1), at(curve(0.25), 3)
+    hopeless, open_end, faster = at(curve(0.25), 1), at(curve(0.31), 1), at(curve(0.25), 3)
     trials = [*FULL, trial(5, (0, 1, hopeless)), trial(6, (0, 1, open_end)), trial(7, (0, 1, hopeless), (0, 3, faster), ratio=0.9)]
     assert jobs().stopped(trials, [5, 6, 7]) == {5: Stopped(rung=1, curve=hopeless.curve)}
     assert jobs().stopped(trials, [6, 7]) == {}  # 5 is being trained on

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas_attn.errors import InputError
-from nas_attn.pareto import dominates, front, hypervolume, knee
+from nas_attn.pareto import dominates, front, hypervolume, knee, layers
 
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")
@@ -52,6 +52,17 @@ def test_front_knows_no_order(cloud, rng):
     order = list(range(len(points)))
     rng.shuffle(order)
     assert {order[i] for i in front([points[i] for i in order], directions)} == set(front(points, directions))
+
+
+@given(clouds())
+def test_layers_hold_every_point_once_and_each_is_the_front_of_the_rest(cloud):
+    points, directions = cloud
+    left = set(range(len(points)))
+    for layer in layers(points, directions):
+        rest = sorted(left)
+        assert layer == tuple(rest[i] for i in quadratic([points[k] for k in rest], directions))
+        left -= set(layer)
+    assert not left
 
 
 @given(clouds())

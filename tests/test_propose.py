@@ -100,6 +100,16 @@ def test_objectives_that_are_not_known_are_modelled(known):
     assert np.corrcoef(-expected[:, 0], truth[rest])[0, 1] > 0.6
 
 
+def test_the_good_end_of_an_unknown_cost_is_modelled_as_finely_as_that_of_a_score():
+    """Latencies that lie close together at their good end, with a tail of very slow candidates: what is pressed together is the tail."""
+    latency = 1 + 0.01 * CODES.sum(axis=1) + np.where(CODES[:, 0] == 3, 5.0, 0.0)
+    space = replace(SPACE, known={}, features=np.zeros((len(CODES), 0)))
+    rows = np.random.default_rng(0).choice(len(CODES), 60, replace=False).tolist()
+    belief = Belief(space, OBJECTIVES, tried(CODES, latency, rows, truth_of(CODES, 4, np.random.default_rng(3))[rows]), 0)
+    fast = np.setdiff1d(np.flatnonzero(latency < 2), rows)
+    assert np.corrcoef(belief.means(fast)[:, 1], latency[fast])[0, 1] > 0.9
+
+
 def test_three_objectives_are_searched_as_well():
     params = 2 + 0.1 * np.count_nonzero(CODES, axis=1)
     objectives = {**OBJECTIVES, "params_m": "minimize"}

@@ -65,7 +65,7 @@ def test_without_noise_what_was_seen_is_believed():
 
 def test_a_seed_that_all_share_counts_for_less_of_the_candidates_gain():
     """Seed 0 is lucky by 1.0, the candidates ran with it alone, the base with four seeds: a model that knows the seeds credits the former
-    with less than one that does not. Not with nothing yet: the prior of the seed's effect is low.
+    with less than one that does not.
     """
     rng = np.random.default_rng(4)
     luck = {0: 1.0, 1: -0.4, 2: -0.3, 3: -0.3}
@@ -76,7 +76,7 @@ def test_a_seed_that_all_share_counts_for_less_of_the_candidates_gain():
     gains = paired.mean(rows[4:]) - paired.mean(np.array([0]))
     assert abs(gains.mean()) < 0.35
     alone = Surrogate(candidates(CODES, 4, LATENCY), Observations(rows=rows, values=values, seeds=np.full(44, -1)), 0)
-    assert (alone.mean(rows[4:]) - alone.mean(np.array([0]))).mean() > gains.mean() + 0.04
+    assert (alone.mean(rows[4:]) - alone.mean(np.array([0]))).mean() > gains.mean() + 0.1
 
 
 def test_the_forest_helps_where_effects_do_not_add_up():

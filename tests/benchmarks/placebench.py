@@ -8,6 +8,10 @@ The space is placebench.yaml beside this file. The sample: the base with `--base
 (D-optimal, greedy), with every number of placements in turn. One resumable command: finished trainings are read from FOLDER;
 killed at any moment, the same command goes on. Writes placebench-<protocol>.csv, one line an epoch of a training, and
 placebench-<protocol>-costs.csv, one line an architecture.
+
+Another proxy on the base and the anchors alone, to be told from the first by placebench_figures.py:
+
+    python tests/benchmarks/placebench.py --data DATA.yaml --work ANOTHER --lr0 0.0003 --base-seeds 3 --runs 33 --long-seeds 0 --no-latency
 """
 
 import argparse
@@ -163,11 +167,15 @@ def main() -> None:
     parser.add_argument("--anchor-seeds", type=int, default=3)
     parser.add_argument("--long", type=int, default=3, help="the long training has so many times the epochs of the proxy")
     parser.add_argument("--long-seeds", type=int, default=2)
+    parser.add_argument("--lr0", type=float, help="the proxy's learning rate, another than the space's")
+    parser.add_argument("--new-lr-scale", type=float, help="how many times as fast inserted modules learn, another than the space's")
     parser.add_argument("--no-latency", action="store_true", help="train only; time the architectures in a later, quiet call")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     spec = SpaceSpec.load(SPACE)
+    changed = {name: value for name in ("lr0", "new_lr_scale") if (value := getattr(options, name)) is not None}
+    spec = spec.model_copy(update={"proxy": spec.proxy.model_copy(update=changed)})
     prepared = plan.prepare(spec, str(SPACE), options.data, options.work, device=options.device)
     prepared.save()
     setup = asdict(prepared.setup)
@@ -178,6 +186,7 @@ def main() -> None:
         wanted = jobs(prepared.space, protocol.recipe_of(spec, setup, fit), options)
         train(wanted, options.work, setup, pool)
         name = f"placebench-yolo11n-{options.data.parent.name}-{spec.proxy.imgsz}px-b{spec.proxy.batch}-e{spec.proxy.epochs}"
+        name += "".join(f"-{key.removesuffix('_scale').replace('_', '')}{value:g}" for key, value in changed.items())
         options.out.mkdir(parents=True, exist_ok=True)
         rows = pd.DataFrame(curves(wanted, options.work, [site.layer for site in prepared.space.sites]))
         rows.to_csv(options.out / f"{name}.csv", index=False, float_format="%.6g")

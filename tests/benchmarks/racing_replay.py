@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from placebench_figures import noise_of
-from placement_model import COST, PlacementModel, load, load_costs, scores, trainings
+from placement_model import COST, PlacementModel, load, load_costs, trainings
 
 from nas_attn import pareto
 from nas_attn.racing import simulate
@@ -42,7 +41,6 @@ class Field:
     costs: Floats
     truths: dict[str, Floats]
     base: int
-    noise: float
 
     def front(self, rows: Sequence[int]) -> list[int]:
         """The rows that are non-dominated by the score at the last epoch."""
@@ -74,13 +72,12 @@ def field_of(table: pd.DataFrame, costs: pd.Series | None, seed: int = 0) -> Fie
         costs=costs.reindex(curves.index).to_numpy(dtype=float),
         truths={"posterior mean": means.reindex(curves.index).to_numpy(dtype=float), "last epoch": curves.to_numpy(dtype=float)[:, -1]},
         base=list(curves.index).index(data.digests[data.base]),
-        noise=noise_of(scores(table, epochs)).paired,
     )
 
 
 def race(field: Field, rungs: Sequence[int], order: Sequence[int], slots: int) -> dict[str, float]:
     """One order: the share of epochs that racing spends, and the front qualities of racing and of fewer trials, beside the full ones."""
-    reached = simulate(field.curves.tolist(), field.costs.tolist(), rungs, order, noise=field.noise, slots=slots, always=(field.base,))
+    reached = simulate(field.curves.tolist(), field.costs.tolist(), rungs, order, slots=slots, always=(field.base,))
     last, everyone = rungs[-1], list(range(len(reached)))
     spent = sum(reached)
     sequence = [field.base, *(row for row in order if row != field.base)]

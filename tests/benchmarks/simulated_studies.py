@@ -5,8 +5,8 @@
     python tests/benchmarks/simulated_studies.py --kind single --studies 100 --out results
 
 Sites x options with additive and pairwise effects, in mAP points (0 to 100), each study on a landscape of its own. A study: the base with
-`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each, then `--repeats` more trainings where they settle
-most. `dense`: effects everywhere, true SD 0.46, all sites may be filled. `null`: no effect at all. `single`: one placement is worth 0.5,
+`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each (seed 0, as in a search), then `--repeats` more
+trainings where they settle most. `--seed-share` is the part of the noise's variance that all trainings with one seed have in common. `dense`: effects everywhere, true SD 0.46, all sites may be filled. `null`: no effect at all. `single`: one placement is worth 0.5,
 nothing else anything. `null` and `single` allow three placements, as searches do. One row a study: the share of the true optimum's
 hypervolume that the recommended front has (reference: base - 0.2 points and the 90th percentile of latency, both true), the pick (the
 highest expected gain of the recommended front, with and without the bar of `claim.SURE`), its claimed and true gain, and of how many
@@ -68,6 +68,8 @@ class Run:
         self.candidates: Candidates = candidates(self.codes, OPTIONS, self.latency)
         self.noise = np.random.default_rng([options.seed, number, 1])
         self.rows: list[int] = []
+        self.seeds: list[int] = []
+        self.luck = NOISE * np.sqrt(options.seed_share) * self.noise.standard_normal(options.base_seeds + options.repeats + 1)
         self.values: list[float] = []
 
     def _truth(self, rng: np.random.Generator) -> Floats:
@@ -77,8 +79,15 @@ class Run:
         return np.where(self.codes[:, site] == option, SINGLE if self.options.kind == "single" else 0.0, 0.0)
 
     def train(self, row: int) -> None:
+        turn = len(set(self.rows)) if self.options.seeds == "rotated" else 1
+        seed = self.rows.count(row) if not row else (turn - 1) % self.options.base_seeds
+        taken = {s for r, s in zip(self.rows, self.seeds, strict=True) if r == row}
+        if seed in taken:
+            seed = next(s for s in range(len(taken) + 1) if s not in taken)
+        own = NOISE * np.sqrt(1 - self.options.seed_share) * self.noise.standard_normal()
         self.rows.append(row)
-        self.values.append(float(self.truth[row] + NOISE * self.noise.standard_normal()))
+        self.seeds.append(seed)
+        self.values.append(float(self.truth[row] + self.luck[seed] + own))
 
     def search(self) -> float:
         for _ in range(self.options.base_seeds):
@@ -98,7 +107,7 @@ class Run:
         return seconds
 
     def seen(self) -> Tried:
-        return tried(self.codes, self.latency, self.rows, self.values)
+        return tried(self.codes, self.latency, self.rows, self.values, seeds=np.array(self.seeds, dtype=np.int64))
 
     def result(self) -> Study:
         seconds = self.search()
@@ -149,16 +158,19 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=0)
     parser.add_argument("--base-seeds", type=int, default=5)
+    parser.add_argument("--seed-share", type=float, default=0.0)
+    parser.add_argument("--seeds", choices=("rotated", "common"), default="rotated")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first study: parts of a benchmark may run side by side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    name = f"simulated-{options.kind}-{SITES}x{OPTIONS}-noise{NOISE}-t{options.trials}-r{options.repeats}-n{options.studies}.csv"
+    name = f"simulated-{options.kind}-{SITES}x{OPTIONS}-noise{NOISE}-seed{options.seed_share:g}-t{options.trials}-r{options.repeats}-n{options.studies}.csv"
     done: list[Study] = []
     with (options.out / name).open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Study)])
         writer.writeheader()
-        for number in range(options.studies):
+        for number in range(options.first, options.first + options.studies):
             done.append(Run(options, number).result())
             writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in asdict(done[-1]).items()})
             file.flush()
