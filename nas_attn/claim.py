@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nas_attn.candidates import Candidates, Floats
 from nas_attn.pareto import front
 from nas_attn.propose import Belief, Tried
+from nas_attn.variances import THOROUGH
 
 DRAWS = 2000
 INTERVAL = 0.90
@@ -45,7 +46,7 @@ def claims(candidates: Candidates, objectives: Mapping[str, str], tried: Tried, 
 
     `expected` says whether the candidate is non-dominated by posterior means: the recommended front.
     """
-    belief = Belief(candidates, objectives, tried, seed)
+    belief = Belief(candidates, objectives, tried, seed, THOROUGH)
     rows, column = belief.tried, next(iter(belief.surrogates))
     drawn = belief.draws(rows, DRAWS, np.random.default_rng(seed))
     means = drawn.mean(axis=0)
@@ -97,13 +98,13 @@ def worth_repeating(
     *,
     barred: Sequence[int] = (),
 ) -> int | None:
-    """The row of the tried candidate, base included, one more training of which settles most; None when all is settled.
+    """The row of the contender, or of the base, one more training of which settles most; None when all is settled.
 
     Open questions are: is this contender on the front, and does it beat the base. A training is worth the variance that it is expected to
     take from the gains of contenders, each weighted by how open its questions are. `pending` rows have a training under way, `barred` ones
     cannot be trained again.
     """
-    belief = Belief(candidates, objectives, tried, seed)
+    belief = Belief(candidates, objectives, tried, seed, THOROUGH)
     rows, column = belief.tried, next(iter(belief.surrogates))
     noise = belief.surrogates[column].shares["noise"]
     drawn = belief.draws(rows, DRAWS, np.random.default_rng(seed))
@@ -122,5 +123,6 @@ def worth_repeating(
     shared = centred.T @ gain / len(values)
     running = np.array([sum(int(row) == int(other) for other in pending) for row in rows])
     taken = shared**2 / (centred.var(axis=0) + noise * (1 + running))[:, None]
-    worth = np.where(np.isin(rows, barred), -1.0, taken @ weights / (1 + running))
+    askable = contender | (rows == base)
+    worth = np.where(askable & ~np.isin(rows, barred), taken @ weights / (1 + running), -1.0)
     return int(rows[int(np.argmax(worth))])

@@ -17,6 +17,7 @@ from nas_attn import acquire
 from nas_attn.candidates import Candidates, Codes, Floats, keys
 from nas_attn.pareto import SIGNS, front, layers
 from nas_attn.surrogate import Observations, Surrogate
+from nas_attn.variances import QUICK, THOROUGH, Effort
 
 START = 8
 """Candidates that are tried at random before a model is asked."""
@@ -45,7 +46,7 @@ class Tried:
 class Belief:
     """Everything that is believed about all candidates in all objectives, as points that are minimized."""
 
-    def __init__(self, candidates: Candidates, objectives: Mapping[str, str], tried: Tried, seed: int) -> None:
+    def __init__(self, candidates: Candidates, objectives: Mapping[str, str], tried: Tried, seed: int, effort: Effort = QUICK) -> None:
         self.candidates, self.names = candidates, tuple(objectives)
         self.signs = np.array([SIGNS[direction] for direction in objectives.values()])
         self.keys = keys(candidates.codes)
@@ -63,6 +64,7 @@ class Belief:
                     noise=tried.noise,
                 ),
                 seed + column,
+                effort,
             )
             for column, name in enumerate(self.names)
             if name not in candidates.known
@@ -184,6 +186,6 @@ def _relevant(belief: Belief) -> NDArray[np.int64]:
 
 def recommended(candidates: Candidates, objectives: Mapping[str, str], tried: Tried, seed: int) -> NDArray[np.int64]:
     """The rows of those tried candidates that are expected to be non-dominated: by posterior means, never by observations."""
-    belief = Belief(candidates, objectives, tried, seed)
+    belief = Belief(candidates, objectives, tried, seed, THOROUGH)
     points = belief.means(belief.tried)
     return np.asarray(belief.tried[list(front(points.tolist(), ("minimize",) * len(belief.names)))])

@@ -20,35 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
-from scipy.special import ndtri
-from scipy.stats import qmc
 from sklearn.ensemble import RandomForestRegressor
 
 from nas_attn.candidates import Candidates, Codes, Floats
+from nas_attn.variances import JITTER, PARTS, QUICK, Effort, Prior, posterior
 
-PARTS = ("main", "pair", "joint", "forest", "own", "seed", "noise")
-# Medians and spreads (of the logarithm) of the prior shares of variance, in units of the variance of what was observed. A null landscape
-# must be a possible belief (main effects near zero), a landscape without noise as well. The seed's is in units of the noise: the placement
-# benchmark (results/placebench-figures-*) shows 1.4 (0.4 to 5) times as much luck by seed as without, and candidates that all ran with one
-# seed tell nothing of it themselves.
-PRIOR: Mapping[str, tuple[float, float]] = {
-    "main": (0.35, 1.5),
-    "pair": (0.06, 1.5),
-    "joint": (0.03, 2.0),
-    "forest": (0.10, 1.5),
-    "own": (0.04, 1.5),
-    "seed": (1.0, 1.0),
-    "noise": (0.15, 2.0),
-}
-KNOWN_NOISE_SPREAD = 0.1
-"""Of the logarithm of a variance that was told."""
-SETTINGS, REFINED = 64, 24
 FITTED_ON = 160
 """Observations on which the settings are weighted: more cost cubic time and change them little."""
 TREES = 40
 FOREST_FROM = 12
-JITTER = 1e-8
-KEPT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +75,7 @@ class _Scale:
 class Surrogate:
     """The belief after some observations about every one of the candidates; larger values are better."""
 
-    def __init__(self, candidates: Candidates, seen: Observations, seed: int) -> None:
+    def __init__(self, candidates: Candidates, seen: Observations, seed: int, effort: Effort = QUICK) -> None:
         self.candidates, self.seen, self._rng_seed = candidates, seen, seed
         self._scale = _Scale.of(seen.values)
         self._targets = self._scale.inward(seen.values)
@@ -103,7 +83,7 @@ class Surrogate:
         self._forest, self._oob = self._grow()
         self._predicted = np.full(len(candidates.codes), np.nan)
         self._solutions: dict[bytes, tuple[tuple[Floats, bool], Floats, float]] = {}
-        self._settings, self._weights = self._weigh()
+        self._settings, self._weights = self._weigh(effort)
 
     # -- answers -------------------------------------------------------------------------------------------------------------------------
 
@@ -178,46 +158,20 @@ class Surrogate:
             self._predicted[new] = np.asarray(total).reshape(-1) / len(self._forest.estimators_) - self._targets.mean()
         return np.asarray(self._predicted[rows])
 
-    def _weigh(self) -> tuple[Floats, Floats]:
-        """Settings of the parts' variances and their weights: a first, broad draw, and a second one about the best of the first."""
+    def _weigh(self, effort: Effort) -> tuple[Floats, Floats]:
+        """Settings of the parts' variances, and their weights."""
         rng = np.random.default_rng(self._rng_seed)
         used = np.arange(len(self._targets))
         if len(used) > FITTED_ON:
             used = np.sort(rng.choice(used, FITTED_ON, replace=False))
-        rows, targets = self.seen.rows[used], self._targets[used]
-        parts = self._kernels(rows, rows, self._oob[used], self._oob[used], self.seen.seeds[used])
-        centre, spread = self._prior()
-        draws = qmc.Sobol(len(PARTS), seed=rng).random(SETTINGS)
-        broad = centre + spread * _normal(draws)
-        evidence = np.array([_evidence(parts, s, targets) for s in _variances(broad)])
-        best = broad[int(np.argmax(evidence))]
-        near = best + 0.35 * spread * rng.standard_normal((REFINED, len(PARTS)))
-        # The second draw is weighted as if it came from a mixture of both, which keeps the weights' sum a posterior.
-        both = np.concatenate([broad, near])
-        evidence = np.concatenate([evidence, [_evidence(parts, s, targets) for s in _variances(near)]])
-        prior = _log_normal(both, centre, spread)
-        local = _log_normal(both, best, 0.35 * spread)
-        proposal = np.logaddexp(prior + np.log(SETTINGS), local + np.log(REFINED))
-        score = evidence + prior - proposal
-        order = np.argsort(-score, kind="stable")[:KEPT]
-        weights = np.exp(score[order] - score[order[0]])
-        return _variances(both[order]), weights / weights.sum()
+        kernels = self._kernels(self.seen.rows[used], self.seen.rows[used], self._oob[used], self._oob[used], self.seen.seeds[used])
+        noise = None if self.seen.noise is None else (self.seen.noise / self._scale.unit) ** 2
+        return posterior(Prior.of(self._absent(), noise), kernels, self._targets[used], effort, rng)
 
-    def _prior(self) -> tuple[Floats, Floats]:
-        centre = np.log([PRIOR[part][0] for part in PARTS])
-        spread = np.array([PRIOR[part][1] for part in PARTS])
-        absent = np.zeros(len(PARTS), dtype=bool)
-        absent[PARTS.index("forest")] = self._forest is None
-        absent[PARTS.index("seed")] = not np.any(self.seen.seeds >= 0)
-        absent[PARTS.index("pair")] = len(self.candidates.genes) < 2
-        absent[PARTS.index("joint")] = len(self.candidates.genes) < 3
-        if self.seen.noise is not None:
-            # What is known is one answer's whole error: the seed's effect, where seeds are told, and the rest.
-            parts = 1.0 if absent[PARTS.index("seed")] else 1.0 + PRIOR["seed"][0]
-            variance = max((self.seen.noise / self._scale.unit) ** 2 / parts, JITTER)
-            noise = PARTS.index("noise")
-            centre[noise], spread[noise] = np.log(variance), KNOWN_NOISE_SPREAD
-        return np.where(absent, np.log(JITTER), centre), np.where(absent, 1e-3, spread)
+    def _absent(self) -> set[str]:
+        genes = len(self.candidates.genes)
+        absent = {"forest": self._forest is None, "seed": not np.any(self.seen.seeds >= 0), "pair": genes < 2, "joint": genes < 3}
+        return {part for part, missing in absent.items() if missing}
 
     def _kernels(
         self, first: NDArray[np.int64], second: NDArray[np.int64], a: Floats, b: Floats, seeds: NDArray[np.int64] | None
@@ -343,27 +297,6 @@ def _looked_up(codes: Codes, mains: Sequence[Floats], pairs: Mapping[tuple[int, 
     return total
 
 
-def _variances(drawn: Floats) -> Floats:
-    """The variances of all parts (n, parts) from logarithms, of which the seed's is in units of the noise."""
-    found = np.exp(drawn)
-    found[:, PARTS.index("seed")] *= found[:, PARTS.index("noise")]
-    return np.asarray(found)
-
-
-def _evidence(parts: Floats, setting: Floats, targets: Floats) -> float:
-    """The logarithm of the marginal likelihood, the level integrated out."""
-    covariance = np.tensordot(setting, parts, 1) + JITTER * np.eye(len(targets))
-    try:
-        lower = cholesky(covariance, lower=True, check_finite=False)
-    except np.linalg.LinAlgError:
-        return -1e12
-    solved = solve_triangular(lower, np.stack([targets, np.ones(len(targets))], axis=1), lower=True, check_finite=False)
-    total = solved[:, 1] @ solved[:, 1]
-    level = (solved[:, 1] @ solved[:, 0]) / total
-    errors = solved[:, 0] - level * solved[:, 1]
-    return float(-0.5 * errors @ errors - np.sum(np.log(np.diag(lower))) - 0.5 * np.log(total))
-
-
 def _root(covariance: Floats) -> Floats:
     """A square root of a covariance that may lack rank."""
     try:
@@ -371,15 +304,6 @@ def _root(covariance: Floats) -> Floats:
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(covariance)
         return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
-
-
-def _normal(uniform: Floats) -> Floats:
-    return np.asarray(ndtri(np.clip(uniform, 1e-6, 1 - 1e-6)))
-
-
-def _log_normal(points: Floats, centre: Floats, spread: Floats) -> Floats:
-    """The logarithm of a product of normal densities, up to what all points share."""
-    return np.asarray(np.sum(-0.5 * ((points - centre) / spread) ** 2 - np.log(spread), axis=1))
 
 
 def _columns(candidates: Candidates) -> Floats:

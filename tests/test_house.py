@@ -52,6 +52,7 @@ HOUSE: dict[str, set[str]] = {
     "pool": {"ray"},
     "facts": set(),
     "candidates": {"numpy"},
+    "variances": {"numpy", "scipy"},
     "surrogate": {"numpy", "scipy", "sklearn"},
     "acquire": {"numpy"},
     "propose": {"numpy"},

@@ -320,7 +320,10 @@ def _root(covariance: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landscape:
-    """A table of the whole space for `nas_attn.replay`: SCORE up, COST down; `noise` is the SD of one training's SCORE."""
+    """A table of the whole space for `nas_attn.replay`: SCORE up, COST down; `noise` is the SD of SCORE between trainings with one seed.
+
+    The trials of a search all have seed 0, whose effect is the same for each of them.
+    """
 
     table: Table
     noise: float
@@ -358,7 +361,7 @@ class Landscapes:
             covariances=data.covariances,
             features=self.features,
         )
-        return Landscape(table=table, noise=float(np.hypot(effects.deviations["seed"], effects.deviations["noise"])), base=0)
+        return Landscape(table=table, noise=float(effects.deviations["noise"]), base=0)
 
     def _additive(self, costs: pd.DataFrame, column: str) -> Floats:
         """A cost of every architecture: the sum of effects of placements that fits the measured ones."""
