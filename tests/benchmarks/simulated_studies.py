@@ -5,12 +5,15 @@
     python tests/benchmarks/simulated_studies.py --kind single --studies 100 --out results
 
 Sites x options with additive and pairwise effects, in mAP points (0 to 100), each study on a landscape of its own. A study: the base with
-`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each (seed 0, as in a search), then `--repeats` more
-trainings where they settle most. `--seed-share` is the part of the noise's variance that all trainings with one seed have in common. `dense`: effects everywhere, true SD 0.46, all sites may be filled. `null`: no effect at all. `single`: one placement is worth 0.5,
-nothing else anything. `null` and `single` allow three placements, as searches do. One row a study: the share of the true optimum's
-hypervolume that the recommended front has (reference: base - 0.2 points and the 90th percentile of latency, both true), the pick (the
-highest expected gain of the recommended front, with and without the bar of `claim.SURE`), its claimed and true gain, and of how many
-recommended members the 90 % interval of the gain holds the truth.
+`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each, the base's seeds in turn as in a search (or seed 0
+for all: `--seeds common`), then `--repeats` more trainings where they settle most. `--seed-share` is the part of the noise's variance that
+all trainings with one seed have in common.
+
+`dense`: effects everywhere, true SD 0.46, all sites may be filled. `null`: no effect at all. `single`: one placement is worth 0.5, nothing
+else anything. `null` and `single` allow three placements, as searches do. One row a study: the share of the true optimum's hypervolume that
+the recommended front has (reference: base - 0.2 points and the 90th percentile of latency, both true), the pick (the highest expected gain
+of the recommended front, with and without the bar of `claim.SURE`), its claimed and true gain, and of how many recommended members the 90 %
+interval of the gain holds the truth.
 """
 
 import argparse
@@ -165,7 +168,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    name = f"simulated-{options.kind}-{SITES}x{OPTIONS}-noise{NOISE}-seed{options.seed_share:g}-t{options.trials}-r{options.repeats}-n{options.studies}.csv"
+    protocol = f"noise{NOISE}-seed{options.seed_share:g}-t{options.trials}-r{options.repeats}-n{options.studies}"
+    name = f"simulated-{options.kind}-{SITES}x{OPTIONS}-{protocol}.csv"
     done: list[Study] = []
     with (options.out / name).open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Study)])
