@@ -36,35 +36,19 @@ def rungs_for(spec: SpaceSpec, fidelity: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jobs:
-    """What every trial of a study is trained with: one recipe, its seeds, the rungs of the race (one rung: none), the base's controls.
-
-    With `rotates` candidates take the base's seeds in turn: every training of the base then tells of what is gained over it, and what a
-    seed does to all of its trainings can be told from gains. It is for who knows of seeds' luck, as the model does; whoever compares bare
-    scores, as a race does, needs the same seed for all.
-    """
+    """What every trial of a study is trained with: one recipe, its seeds, the rungs of the race (one rung: none), the base's controls."""
 
     recipe: Recipe
     seeds: int
     base_seeds: int
     rungs: tuple[int, ...]
     objectives: Mapping[str, str]
-    rotates: bool = False
     controls: tuple[Control, ...] = field(default=())
 
     @classmethod
-    def of(
-        cls, spec: SpaceSpec, recipe: Recipe, rungs: tuple[int, ...], controls: tuple[Control, ...] = (), sampler: str = "model"
-    ) -> "Jobs":
+    def of(cls, spec: SpaceSpec, recipe: Recipe, rungs: tuple[int, ...], controls: tuple[Control, ...] = ()) -> "Jobs":
         """What a space's study is trained with."""
-        return cls(
-            recipe=recipe,
-            seeds=spec.seeds,
-            base_seeds=spec.base_seeds,
-            rungs=rungs,
-            objectives=spec.objectives,
-            rotates=sampler == "model" and len(rungs) == 1,
-            controls=controls,
-        )
+        return cls(recipe=recipe, seeds=spec.seeds, base_seeds=spec.base_seeds, rungs=rungs, objectives=spec.objectives, controls=controls)
 
     @property
     def races(self) -> bool:
@@ -77,10 +61,7 @@ class Jobs:
 
     def own(self, trial: Trial) -> list[Job]:
         """The trainings to the end whose mean is told."""
-        if trial.number == 0:
-            return [self.job(trial, seed) for seed in range(self.base_seeds)]
-        first = (trial.number - 1) * self.seeds if self.rotates else 0
-        return [self.job(trial, (first + k) % self.base_seeds) for k in range(self.seeds)]
+        return [self.job(trial, seed) for seed in range(self.base_seeds if trial.number == 0 else self.seeds)]
 
     def labelled(self) -> dict[str, Job]:
         """The positive controls, by label."""

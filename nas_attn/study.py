@@ -7,7 +7,6 @@ call goes on from the record and the outcome files, and trains nothing twice.
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from nas_attn.architecture import Architecture
 from nas_attn.errors import InputError, Interrupted, NasAttnError
 from nas_attn.flights import Flights
 from nas_attn.jobs import Control, Jobs, rungs_for
-from nas_attn.outcome import Failure, Job, Measured, Outcome, Recipe, Rejected, Snapshot, Trial, full_length, kind
+from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, Trial, full_length, kind
 from nas_attn.pool import Done, Pool
-from nas_attn.protocol import deadline_s as allowed_s
+from nas_attn.protocol import (
+    deadline_s as allowed_s,
+)
 from nas_attn.protocol import (
     halted,
     job_key,
@@ -112,8 +113,7 @@ def run(
     )
     chosen = tuple(controls) if spec.controls else ()
     with record:
-        plan = partial(Jobs.of, spec, rungs=rungs, controls=chosen, sampler=sampler)
-        driver = _Driver(record, spec, setup, pool, trials, plan, deadline_s, on_event or (lambda _: None))
+        driver = _Driver(record, spec, setup, pool, trials, chosen, rungs, deadline_s, on_event or (lambda _: None))
         try:
             driver.fit()
             driver.search()
@@ -134,12 +134,13 @@ class _Driver:
         setup: Mapping[str, Any],
         pool: Pool,
         total: int,
-        plan: Callable[[Recipe], Jobs],
+        controls: tuple[Control, ...],
+        rungs: tuple[int, ...],
         deadline_s: float,
         on_event: Callable[[Event], None],
     ) -> None:
         self.record, self.spec, self.setup, self.total = record, spec, dict(setup), total
-        self.plan, self.deadline_s, self.on_event = plan, deadline_s, on_event
+        self.controls, self.rungs, self.deadline_s, self.on_event = controls, rungs, deadline_s, on_event
         self.flights = Flights(pool, setup)
         self.ready: deque[tuple[int, Job]] = deque()
         self.exhausted = False
@@ -181,7 +182,7 @@ class _Driver:
 
     def search(self) -> None:
         """Adopts what a former driver left, begins with the base, and goes on until enough trials have counted."""
-        self.jobs = self.plan(recipe_of(self.spec, self.setup, self.record.fit or {}))
+        self.jobs = Jobs.of(self.spec, recipe_of(self.spec, self.setup, self.record.fit or {}), self.rungs, self.controls)
         self._adopt()
         if not self.record.trials:
             base = self.record.add(Architecture(self.spec.base), self.jobs.recipe)

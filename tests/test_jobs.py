@@ -50,18 +50,6 @@ def test_without_a_race_all_jobs_may_run_at_once():
     assert plan.first([trial(1), trial(2)], [2, 1]) == 0
 
 
-def test_candidates_take_the_seeds_of_the_base_in_turn_where_their_luck_is_known():
-    plan = jobs(rungs=(9,), rotates=True, seeds=1)
-    assert steps(plan, trial(0)) == [(0, None), (1, None), (2, None)]
-    assert [steps(plan, trial(number)) for number in (1, 2, 3, 4)] == [[(0, None)], [(1, None)], [(2, None)], [(0, None)]]
-    two = jobs(rungs=(9,), rotates=True)
-    assert [steps(two, trial(number)) for number in (1, 2)] == [[(0, None), (1, None)], [(2, None), (0, None)]]
-    spec = SpaceSpec.load("toy")
-    rotating = {sampler: Jobs.of(spec, NINE, (9,), sampler=sampler).rotates for sampler in ("model", "tpe", "random")}
-    assert rotating == {"model": True, "tpe": False, "random": False}
-    assert not Jobs.of(spec, NINE, (1, 3, 9)).rotates  # a race compares bare scores
-
-
 def test_a_race_goes_from_rung_to_rung_and_the_base_at_once_to_the_end():
     plan, shown = jobs(), measured(0.2)
     assert steps(plan, trial(0)) == [(0, None), (1, None), (2, None)]

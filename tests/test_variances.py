@@ -6,7 +6,7 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 
 from nas_attn import variances
-from nas_attn.variances import PARTS, QUICK, THOROUGH, Effort, Prior, posterior
+from nas_attn.variances import PARTS, THOROUGH, Effort, Prior, posterior
 
 NOISE, MAIN, SEED = PARTS.index("noise"), PARTS.index("main"), PARTS.index("seed")
 
@@ -52,26 +52,18 @@ def test_the_sampler_agrees_with_a_brute_sample_of_the_prior(seed):
     made, targets = drawn(2.0, 0.3, seed)
     prior = Prior.of({"pair", "joint", "forest", "own", "seed"}, None)
     brute = expected(prior, made, targets, Effort(broad=8192, rounds=0, near=16, kept=8192))
-    thorough = expected(prior, made, targets, THOROUGH)
-    assert np.log(thorough[[MAIN, NOISE]]) == pytest.approx(np.log(brute[[MAIN, NOISE]]), abs=0.35)
-    quick = expected(prior, made, targets, QUICK)
-    assert np.log(quick[[MAIN, NOISE]]) == pytest.approx(np.log(brute[[MAIN, NOISE]]), abs=0.8)
+    found = expected(prior, made, targets, THOROUGH)
+    assert np.log(found[[MAIN, NOISE]]) == pytest.approx(np.log(brute[[MAIN, NOISE]]), abs=0.3)
 
 
-def test_where_nothing_matters_that_is_believed_and_where_something_does_it_is_not():
+def test_where_nothing_matters_that_is_believed_and_where_something_does_it_is_not(monkeypatch):
     prior = Prior.of({"pair", "joint", "forest", "own", "seed"}, None)
     null = [expected(prior, *drawn(0.0, 1.0, seed), THOROUGH)[MAIN] for seed in range(5)]
     some = [expected(prior, *drawn(3.0, 0.3, seed), THOROUGH)[MAIN] for seed in range(5)]
-    assert np.median(null) < 0.15
-    assert np.median(some) > 0.5
-
-
-def test_without_the_belief_that_nothing_may_matter_more_is_credited(monkeypatch):
-    made, targets = drawn(0.0, 1.0, 1)
-    absent = {"pair", "joint", "forest", "own", "seed"}
-    with_it = expected(Prior.of(absent, None), made, targets, THOROUGH)[MAIN]
+    assert max(null) < 0.6 < 1.0 < min(some)
     monkeypatch.setattr(variances, "NULL", 1e-9)
-    assert expected(Prior.of(absent, None), made, targets, THOROUGH)[MAIN] > 1.3 * with_it
+    credulous = [expected(prior, *drawn(0.0, 1.0, seed), THOROUGH)[MAIN] for seed in range(5)]
+    assert np.mean(credulous) > 1.3 * np.mean(null)
 
 
 def test_a_noise_that_was_told_is_split_where_seeds_have_luck_of_their_own():

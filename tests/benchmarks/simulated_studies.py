@@ -5,8 +5,8 @@
     python tests/benchmarks/simulated_studies.py --kind single --studies 100 --out results
 
 Sites x options with additive and pairwise effects, in mAP points (0 to 100), each study on a landscape of its own. A study: the base with
-`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each, the base's seeds in turn as in a search (or seed 0
-for all: `--seeds common`), then `--repeats` more trainings where they settle most. `--seed-share` is the part of the noise's variance that
+`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each, all with seed 0 as in a search (or the base's seeds
+in turn: `--seeds rotated`), then `--repeats` more trainings where they settle most. `--seed-share` is the part of the noise's variance that
 all trainings with one seed have in common.
 
 `dense`: effects everywhere, true SD 0.46, all sites may be filled. `null`: no effect at all. `single`: one placement is worth 0.5, nothing
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=0)
     parser.add_argument("--base-seeds", type=int, default=5)
     parser.add_argument("--seed-share", type=float, default=0.0)
-    parser.add_argument("--seeds", choices=("rotated", "common"), default="rotated")
+    parser.add_argument("--seeds", choices=("rotated", "common"), default="common")
     parser.add_argument("--first", type=int, default=0, help="the number of the first study: parts of a benchmark may run side by side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results"))
