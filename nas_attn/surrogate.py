@@ -1,13 +1,15 @@
 """What is believed about accuracy: a Bayesian model of additive and pairwise effects over all genes, stacked with a random forest.
 
-A Gaussian process in `values` of candidates with five parts, each with a variance of its own:
+A Gaussian process in `values` of candidates with four parts, each with a variance of its own:
 
 - main effects: a sum over genes, each choice with the prior covariance that its gene says (`candidates.covariance`);
 - pairwise effects: products of two genes' choices;
 - what genes do in all orders together, by how many of them two candidates share;
-- the predictions of a random forest on genes and cheap features, as one more regressor: out-of-bag predictions where an answer is known,
-  so that its weight is learned from errors that it makes on what it has not seen (stacking);
 - what is a candidate's own, beyond all of these; noise, and an effect of the seed that trainings with the same seed share.
+
+Beneath it lies a random forest on genes and cheap features, with a weight between 0 and 1 (stacking): out-of-bag predictions where an
+answer is known, so that the weight is learned from errors that it makes on what it has not seen. Never less than 0: what is left out of
+a mean pulls it the other way, so that among pure noise a negative weight explains nearly all of it.
 
 How large each part is follows from the data: settings drawn from a broad prior are weighted by their marginal likelihood, and every answer
 is a mixture over them. Ranking placements is the method of DONNA (arXiv 2012.08859: linear predictors of blocks) and of BANANAS-like search
@@ -16,6 +18,7 @@ is a mixture over them. Ranking placements is the method of DONNA (arXiv 2012.08
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +26,13 @@ from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from sklearn.ensemble import RandomForestRegressor
 
 from nas_attn.candidates import Candidates, Codes, Floats
-from nas_attn.variances import JITTER, PARTS, QUICK, Effort, Prior, posterior
+from nas_attn.variances import FOREST, JITTER, PARTS, QUICK, SIGNALS, Effort, Prior, posterior
 
 FITTED_ON = 160
 """Observations on which the settings are weighted: more cost cubic time and change them little."""
 TREES = 40
 FOREST_FROM = 12
+FOREST_ASKED = 12_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +118,19 @@ class Surrogate:
         return self._scale.outward(drawn[rng.permutation(count)])
 
     def screen(self, count: int, rng: np.random.Generator) -> Floats:
-        """Draws (count, N) over *all* candidates of the main and pairwise effects alone, which is fast for any number of candidates.
+        """Draws (count, N) over *all* candidates of the main and pairwise effects, which is fast for any number of candidates.
+
+        The forest has its part in them where there are at most `FOREST_ASKED`.
 
         A draw from the prior, corrected by what was seen (Matheron's rule): both are tables over choices, so that a candidate costs one
         look-up a gene and pair of genes.
         """
         setting = self._settings[rng.choice(len(self._settings), p=self._weights)]
-        return self._scale.outward(self._tables(setting, count, rng))
+        drawn = self._tables(setting, count, rng)
+        everyone = np.arange(len(self.candidates.codes))
+        if len(everyone) <= FOREST_ASKED:
+            drawn = drawn + setting[FOREST] * self._forest_at(everyone)
+        return self._scale.outward(drawn)
 
     def forest(self, rows: NDArray[np.int64]) -> Floats:
         """The random forest's own predictions, or the mean where there are too few observations for a forest."""
@@ -130,7 +140,7 @@ class Surrogate:
     def shares(self) -> dict[str, float]:
         """The expected variance of each part, in squared units of the values."""
         mean = self._weights @ self._settings
-        return {part: float(value) * self._scale.unit**2 for part, value in zip(PARTS, mean, strict=True)}
+        return {part: float(value) * self._scale.unit**2 for part, value in zip(PARTS, mean, strict=False)}
 
     # -- parts ---------------------------------------------------------------------------------------------------------------------------
 
@@ -142,8 +152,7 @@ class Surrogate:
             TREES, min_samples_leaf=2, max_features=0.5, bootstrap=True, oob_score=True, random_state=self._rng_seed % 2**31, n_jobs=1
         )
         forest.fit(self._columns[rows], targets)
-        left_out = np.nan_to_num(np.asarray(forest.oob_prediction_), nan=0.0)
-        return forest, left_out - targets.mean()
+        return forest, np.nan_to_num(np.asarray(forest.oob_prediction_) - targets.mean(), nan=0.0)
 
     def _forest_at(self, rows: NDArray[np.int64]) -> Floats:
         """The forest's predictions less the mean, each candidate asked once. Trees are asked directly: scikit-learn's own loop checks and
@@ -164,19 +173,24 @@ class Surrogate:
         used = np.arange(len(self._targets))
         if len(used) > FITTED_ON:
             used = np.sort(rng.choice(used, FITTED_ON, replace=False))
-        kernels = self._kernels(self.seen.rows[used], self.seen.rows[used], self._oob[used], self._oob[used], self.seen.seeds[used])
+        kernels = self._own_kernels[:, used][:, :, used]
         noise = None if self.seen.noise is None else (self.seen.noise / self._scale.unit) ** 2
-        return posterior(Prior.of(self._absent(), noise), kernels, self._targets[used], effort, rng)
+        return posterior(Prior.of(self._absent(), noise), kernels, self._targets[used], self._oob[used], effort, rng)
 
     def _absent(self) -> set[str]:
         genes = len(self.candidates.genes)
         absent = {"forest": self._forest is None, "seed": not np.any(self.seen.seeds >= 0), "pair": genes < 2, "joint": genes < 3}
         return {part for part, missing in absent.items() if missing}
 
-    def _kernels(
-        self, first: NDArray[np.int64], second: NDArray[np.int64], a: Floats, b: Floats, seeds: NDArray[np.int64] | None
-    ) -> Floats:
-        """(parts, n, m): the covariance that each part would have at variance one."""
+    @cached_property
+    def _own_kernels(self) -> Floats:
+        """(parts, n, n): the kernels of what was observed, with those of its errors."""
+        rows, seeds = self.seen.rows, self.seen.seeds
+        shared = (seeds[:, None] == seeds[None, :]) & (seeds[:, None] >= 0)
+        return np.concatenate([self._kernels(rows, rows), np.stack([shared, np.eye(len(rows))])])
+
+    def _kernels(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
+        """(signals, n, m): the covariance that each part of the truth would have at variance one."""
         x, z = self.candidates.codes[first], self.candidates.codes[second]
         main, square = np.zeros((len(x), len(z))), np.zeros((len(x), len(z)))
         same = np.zeros((len(x), len(z)))
@@ -186,38 +200,29 @@ class Surrogate:
             square += term * term
             same += x[:, column][:, None] == z[:, column][None, :]
         genes = len(self.candidates.genes)
-        kernels = np.zeros((len(PARTS), len(x), len(z)))
-        kernels[0] = main / genes
-        kernels[1] = (main * main - square) / max(genes * (genes - 1), 1)
-        kernels[2] = np.exp(-2.5 * (genes - same) / genes)
-        kernels[3] = a[:, None] * b[None, :]
-        kernels[4] = same == genes
-        if seeds is not None:
-            kernels[5] = (seeds[:, None] == seeds[None, :]) & (seeds[:, None] >= 0)
-            kernels[6] = np.eye(len(x))
-        return kernels
+        pair = (main * main - square) / max(genes * (genes - 1), 1)
+        return np.stack([main / genes, pair, np.exp(-2.5 * (genes - same) / genes), same == genes])
 
     def _solved(self, setting: Floats) -> tuple[tuple[Floats, bool], Floats, float]:
         """The factor of the observations' covariance, the weights of the observations, and the level of it all."""
         key = setting.tobytes()
         if key not in self._solutions:
-            rows = self.seen.rows
-            kernels = self._kernels(rows, rows, self._oob, self._oob, self.seen.seeds)
-            covariance = np.tensordot(setting, kernels, 1)
-            factor = cho_factor(covariance + JITTER * np.eye(len(rows)), lower=True)
-            ones = cho_solve(factor, np.ones(len(rows)))
-            level = float(ones @ self._targets / ones.sum())
-            self._solutions[key] = factor, cho_solve(factor, self._targets - level), level
+            count, errors = len(self._targets), self._targets - setting[FOREST] * self._oob
+            covariance = np.tensordot(setting[:FOREST], self._own_kernels, 1)
+            factor = cho_factor(covariance + JITTER * np.eye(count), lower=True)
+            ones = cho_solve(factor, np.ones(count))
+            level = float(ones @ errors / ones.sum())
+            self._solutions[key] = factor, cho_solve(factor, errors - level), level
         return self._solutions[key]
 
     def _posterior(self, setting: Floats, rows: NDArray[np.int64], *, with_covariance: bool) -> tuple[Floats, Floats]:
         factor, alpha, level = self._solved(setting)
-        here = self._forest_or_oob(rows)
-        cross = np.tensordot(setting[:5], self._kernels(rows, self.seen.rows, here, self._oob, None)[:5], 1)
-        mean = level + cross @ alpha
+        signals = setting[: len(SIGNALS)]
+        cross = np.tensordot(signals, self._kernels(rows, self.seen.rows), 1)
+        mean = level + setting[FOREST] * self._forest_or_oob(rows) + cross @ alpha
         if not with_covariance:
             return mean, np.zeros((0, 0))
-        prior = np.tensordot(setting[:5], self._kernels(rows, rows, here, here, None)[:5], 1)
+        prior = np.tensordot(signals, self._kernels(rows, rows), 1)
         half = solve_triangular(factor[0], cross.T, lower=True)
         ones = cho_solve(factor, np.ones(len(self.seen.rows)))
         lift = 1.0 - cross @ ones
@@ -244,10 +249,9 @@ class Surrogate:
             for h in range(g + 1, genes)
         }
         factor, _, level = self._solved(setting)
-        kernels = self._kernels(self.seen.rows, self.seen.rows, self._oob, self._oob, self.seen.seeds)
-        rest = np.tensordot(setting[2:], kernels[2:], 1)
+        rest = np.tensordot(setting[2:FOREST], self._own_kernels[2:], 1)
         other = _root(rest + JITTER * np.eye(len(here))) @ rng.standard_normal((len(here), count))
-        missed = (self._targets - level)[:, None] - _looked_up(here, mains, pairs) - other
+        missed = (self._targets - setting[FOREST] * self._oob - level)[:, None] - _looked_up(here, mains, pairs) - other
         weights = cho_solve(factor, missed)
         for g, table in enumerate(mains):
             table += main * covariances[g] @ _summed(here[:, g], weights, len(table))

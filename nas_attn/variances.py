@@ -1,7 +1,8 @@
 """How large each part of a model of accuracy is: a prior of the parts' variances, and settings of them weighted by what was observed.
 
-Variances are in units of the variance of the observed values. A setting is one value for each part; the posterior is a set of settings with
-weights, by importance sampling: draws from the prior, then rounds of draws about the likely ones.
+Variances are in units of the variance of the observed values. A setting is the variance of each part and, last, the weight of a forest's
+predictions; the posterior is a set of settings with weights, by importance sampling: draws from the prior, then rounds of draws about the
+likely ones.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,24 +16,26 @@ from scipy.stats import qmc
 
 Floats = NDArray[np.float64]
 
-PARTS = ("main", "pair", "joint", "forest", "own", "seed", "noise")
-SIGNALS = ("main", "pair", "joint", "forest", "own")
-# Medians and spreads (of the logarithm). A landscape without noise must be a possible belief. The seed's is in units of the noise: the
-# placement benchmark (results/placebench-figures-*) shows 1.4 (0.4 to 5) times as much luck by seed as without, and candidates that all
-# ran with one seed tell nothing of it themselves.
+SIGNALS = ("main", "pair", "joint", "own")
+PARTS = (*SIGNALS, "seed", "noise")
+FOREST = len(PARTS)
+"""Where a setting holds the forest's weight."""
+# Medians and spreads of the logarithms of variances, and of the logarithm of the odds of the forest's weight. A landscape without noise
+# must be a possible belief. The seed's is in units of the noise: the placement benchmark (results/placebench-figures-*) shows 1.4 (0.4 to
+# 5) times as much luck by seed as without, and candidates that all ran with one seed tell nothing of it themselves.
 PRIOR: Mapping[str, tuple[float, float]] = {
     "main": (0.35, 1.5),
     "pair": (0.06, 1.5),
     "joint": (0.03, 2.0),
-    "forest": (0.10, 1.5),
     "own": (0.04, 1.5),
     "seed": (1.0, 1.0),
     "noise": (0.15, 2.0),
+    "forest": (0.4, 1.5),
 }
 NULL = 0.5
 """The prior probability that next to nothing of what is searched matters: most published gains of attention do not reproduce."""
 NULL_SHIFT = -4.0
-"""Of the logarithm of every signal's variance, where next to nothing matters."""
+"""Of the logarithm of every signal's variance and of the forest's odds, where next to nothing matters."""
 KNOWN_NOISE_SPREAD = 0.1
 """Of the logarithm of a variance that was told."""
 NEAR, CENTRES = 0.35, 16
@@ -59,7 +62,7 @@ THOROUGH = Effort(broad=256, rounds=3, near=128, kept=64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prior:
-    """Logarithms of all parts' variances: normal about `centre`, or about `null` where nothing matters, with the same `spread`."""
+    """Logarithms of all parts' variances and of the forest's odds: normal about `centre`, or as often about `null`, with `spread`."""
 
     centre: Floats
     null: Floats
@@ -68,19 +71,20 @@ class Prior:
     @classmethod
     def of(cls, absent: Collection[str], noise: float | None) -> "Prior":
         """The prior of a model without some of the parts; `noise` is the variance of one observation, luck by seed included."""
-        centre = np.log([PRIOR[part][0] for part in PARTS])
-        spread = np.array([PRIOR[part][1] for part in PARTS])
+        names = (*PARTS, "forest")
+        centre = np.log([PRIOR[name][0] for name in names])
+        spread = np.array([PRIOR[name][1] for name in names])
         if noise is not None:
             split = 1.0 if "seed" in absent else 1.0 + PRIOR["seed"][0]
             centre[_NOISE], spread[_NOISE] = np.log(max(noise / split, JITTER)), KNOWN_NOISE_SPREAD
-        gone = np.array([part in absent for part in PARTS])
+        gone = np.array([name in absent for name in names])
         centre, spread = np.where(gone, np.log(JITTER), centre), np.where(gone, 1e-3, spread)
-        null = centre + np.array([NULL_SHIFT if part in SIGNALS and part not in absent else 0.0 for part in PARTS])
+        null = centre + np.array([NULL_SHIFT if name in (*SIGNALS, "forest") and name not in absent else 0.0 for name in names])
         return cls(centre=centre, null=null, spread=spread)
 
     def draw(self, count: int, rng: np.random.Generator) -> Floats:
-        """(count, parts), evenly spread over the prior."""
-        drawn = qmc.Sobol(len(PARTS) + 1, seed=rng).random(count)
+        """(count, parts + 1), evenly spread over the prior."""
+        drawn = qmc.Sobol(len(self.centre) + 1, seed=rng).random(count)
         normal = ndtri(np.clip(drawn[:, :-1], 1e-6, 1 - 1e-6))
         return np.asarray(np.where(drawn[:, -1:] < NULL, self.null, self.centre) + self.spread * normal)
 
@@ -90,14 +94,17 @@ class Prior:
         return np.asarray(np.logaddexp(np.log(1 - NULL) + some, np.log(NULL) + none))
 
 
-def posterior(prior: Prior, kernels: Floats, targets: Floats, effort: Effort, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Settings (k, parts) and their weights (k,), the likeliest first, after `targets` (n,); `kernels` (parts, n, n) are the covariances
-    that the parts would have at variance one.
+def posterior(
+    prior: Prior, kernels: Floats, targets: Floats, forest: Floats, effort: Effort, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Settings (k, parts + 1) and their weights (k,), the likeliest first, after `targets` (n,).
+
+    `kernels` (parts, n, n) are the covariances that the parts would have at variance one, `forest` (n,) predictions without the target.
 
     All draws are weighted as if they came from the mixture of everything they were drawn from, which keeps the weighted sum a posterior.
     """
     points = prior.draw(effort.broad, rng)
-    evidence = _evidences(kernels, points, targets)
+    evidence = _evidences(kernels, points, targets, forest)
     rounds: list[Floats] = []
     while True:
         density = prior.log_density(points)
@@ -106,23 +113,25 @@ def posterior(prior: Prior, kernels: Floats, targets: Floats, effort: Effort, rn
         weights = np.exp(score - score.max())
         if len(rounds) == effort.rounds:
             order = np.argsort(-score, kind="stable")[: effort.kept]
-            return _variances(points[order]), weights[order] / weights[order].sum()
+            return _settings(points[order]), weights[order] / weights[order].sum()
         centres = points[rng.choice(len(points), CENTRES, p=weights / weights.sum())]
-        steps = NEAR * prior.spread * rng.standard_normal((effort.near, len(PARTS)))
+        steps = NEAR * prior.spread * rng.standard_normal((effort.near, points.shape[1]))
         fresh = centres[rng.integers(CENTRES, size=effort.near)] + steps
-        points, evidence = np.concatenate([points, fresh]), np.concatenate([evidence, _evidences(kernels, fresh, targets)])
+        points, evidence = np.concatenate([points, fresh]), np.concatenate([evidence, _evidences(kernels, fresh, targets, forest)])
         rounds.append(centres)
 
 
-def _variances(points: Floats) -> Floats:
-    """The variances (n, parts) behind logarithms of which the seed's is in units of the noise."""
+def _settings(points: Floats) -> Floats:
+    """The variances behind logarithms, of which the seed's is in units of the noise, and the weight behind its odds."""
     found = np.exp(points)
     found[:, _SEED] *= found[:, _NOISE]
+    found[:, FOREST] /= 1.0 + found[:, FOREST]
     return np.asarray(found)
 
 
-def _evidences(kernels: Floats, points: Floats, targets: Floats) -> Floats:
-    return np.array([_evidence(np.tensordot(setting, kernels, 1), targets) for setting in _variances(points)])
+def _evidences(kernels: Floats, points: Floats, targets: Floats, forest: Floats) -> Floats:
+    found = _settings(points)
+    return np.array([_evidence(np.tensordot(one[:FOREST], kernels, 1), targets - one[FOREST] * forest) for one in found])
 
 
 def _evidence(covariance: Floats, targets: Floats) -> float:

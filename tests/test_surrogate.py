@@ -94,6 +94,19 @@ def test_the_forest_helps_where_effects_do_not_add_up():
     assert np.corrcoef(with_it, truth[rest])[0, 1] > np.corrcoef(without, truth[rest])[0, 1] + 0.1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_among_pure_noise_the_forest_explains_nothing(seed):
+    """What is left out of a mean pulls it the other way: left-out predictions of noise say the opposite of what was seen. With a weight of
+    either sign they would explain nearly all of it, and what is noise would be claimed as effects.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([[0, 0, 0, 0], rng.choice(np.arange(1, len(CODES)), 60, replace=False)])
+    seen = Observations(rows=rows, values=0.3 * rng.standard_normal(len(rows)), seeds=np.full(len(rows), -1))
+    model = Surrogate(candidates(CODES, 4, LATENCY), seen, 0)
+    assert model.shares["noise"] > 0.6 * np.var(seen.values)
+    assert np.ptp(model.mean(np.arange(len(CODES)))) < 0.5 * np.ptp(seen.values)
+
+
 def test_broken_candidates_do_not_drown_the_others():
     rng = np.random.default_rng(3)
     truth = truth_of(CODES, 4, rng)
