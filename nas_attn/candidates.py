@@ -68,6 +68,14 @@ def keys(codes: Codes) -> NDArray[np.uint64]:
     return np.asarray((mixed * factors).sum(axis=1, dtype=np.uint64))
 
 
+def least_tried(codes: Codes, seen: Codes) -> int:
+    """The position of the row of codes whose choices occur least in the rows `seen`: what was never tried cannot be found to be good."""
+    novelty = np.zeros(len(codes))
+    for gene in range(codes.shape[1]):
+        novelty += 1.0 / (1.0 + np.bincount(seen[:, gene], minlength=int(codes[:, gene].max()) + 1)[codes[:, gene]])
+    return int(np.argmax(novelty))
+
+
 def covariance(choices: tuple[Any, ...]) -> Floats:
     """The prior covariance of the effects of a gene's choices, centred, of mean variance one.
 

@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.architecture import Architecture
-from nas_attn.candidates import Candidates, Codes, Floats, Sites, codes_of_space, features_of, keys, sampled, sites_of
+from nas_attn.candidates import Candidates, Codes, Floats, Sites, codes_of_space, features_of, keys, least_tried, sampled, sites_of
 from nas_attn.errors import InputError
 from nas_attn.facts import measured
 from nas_attn.outcome import Stopped, Trial
@@ -105,7 +105,7 @@ def choose(
     """
     sites = sites_of(space)
     if sum(bool(observations(trial, trials, objectives)) for trial in trials) < START:
-        return _starter(space, sites, seen, seed)
+        return _starter(space, sites, [trial.architecture for trial in trials], seen, seed)
     codes = _all_codes(space, sites, trials, objectives, seed)
     known = costs(codes, sites, trials, {*objectives, *limits} - set(SCORES))
     kept = np.ones(len(codes), dtype=bool)
@@ -199,13 +199,17 @@ def costs(codes: Codes, sites: Sites, trials: Collection[Trial], names: Collecti
     return found
 
 
-def _starter(space: SearchSpace, sites: Sites, seen: Collection[str], seed: int) -> Architecture | None:
-    """One of the first trials, before there is a model: a random architecture; all numbers of placements are equally likely."""
+def _starter(space: SearchSpace, sites: Sites, tried: Sequence[Architecture], seen: Collection[str], seed: int) -> Architecture | None:
+    """One of the first trials, before there is a model: of a random number of placements, and of those what was tried least."""
     drawn = sampled(space, STARTERS * GENERATIONS, seed)
-    fresh = [a for a in (sites.architecture(space.base, row) for row in drawn[:STARTERS]) if a.digest() not in seen]
-    if not fresh:
-        fresh = [a for a in (sites.architecture(space.base, row) for row in drawn) if a.digest() not in seen]
-    return random.Random(seed).choice(fresh) if fresh else None
+    for rows in (drawn[:STARTERS], drawn):
+        fresh = [row for row in rows if sites.architecture(space.base, row).digest() not in seen]
+        if fresh:
+            size = np.count_nonzero(random.Random(seed).choice(fresh))
+            alike = np.array([row for row in fresh if np.count_nonzero(row) == size])
+            known = np.array([sites.code(architecture) for architecture in tried], dtype=np.int16).reshape(-1, len(sites.rows))
+            return sites.architecture(space.base, alike[least_tried(alike, known)])
+    return None
 
 
 def _all_codes(space: SearchSpace, sites: Sites, trials: Collection[Trial], objectives: Mapping[str, str], seed: int) -> Codes:

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas_attn import acquire
-from nas_attn.candidates import Candidates, Codes, Floats, keys
+from nas_attn.candidates import Candidates, Codes, Floats, keys, least_tried
 from nas_attn.pareto import SIGNS, front, layers
 from nas_attn.surrogate import Observations, Surrogate
 from nas_attn.variances import QUICK, THOROUGH, Effort
 
-START = 8
-"""Candidates that are tried at random before a model is asked."""
+START, STARTERS = 10, 256
+"""Candidates that are tried before a model is asked, of so many random ones each time the one with what was tried least."""
 SCREENS, SHORT, PER_SCREEN = 6, 400, 50
 DRAWS, SETTINGS = 48, 2
 FOREST_POOL = 12_000
@@ -133,7 +133,8 @@ def propose(candidates: Candidates, objectives: Mapping[str, str], tried: Tried,
     if not len(fresh):
         return None
     if len(np.unique(keys(tried.codes))) < START or len(fresh) == 1:
-        return int(rng.choice(fresh))
+        some = rng.choice(fresh, min(STARTERS, len(fresh)), replace=False)
+        return int(some[least_tried(candidates.codes[some], np.concatenate([tried.codes, tried.pending]))])
     belief = Belief(candidates, objectives, _thinned(tried, objectives, rng), seed)
     reference = belief.reference()
     short = _short_list(belief, fresh, reference, rng)

@@ -175,7 +175,7 @@ class Surrogate:
             used = np.sort(rng.choice(used, FITTED_ON, replace=False))
         kernels = self._own_kernels[:, used][:, :, used]
         noise = None if self.seen.noise is None else (self.seen.noise / self._scale.unit) ** 2
-        return posterior(Prior.of(self._absent(), noise), kernels, self._targets[used], self._oob[used], effort, rng)
+        return posterior(Prior.of(self._absent(), noise, effort.null), kernels, self._targets[used], self._oob[used], effort, rng)
 
     def _absent(self) -> set[str]:
         genes = len(self.candidates.genes)

@@ -32,8 +32,6 @@ PRIOR: Mapping[str, tuple[float, float]] = {
     "noise": (0.15, 2.0),
     "forest": (0.4, 1.5),
 }
-NULL = 0.5
-"""The prior probability that next to nothing of what is searched matters: most published gains of attention do not reproduce."""
 NULL_SHIFT = -4.0
 """Of the logarithm of every signal's variance and of the forest's odds, where next to nothing matters."""
 KNOWN_NOISE_SPREAD = 0.1
@@ -46,30 +44,35 @@ _SEED, _NOISE = PARTS.index("seed"), PARTS.index("noise")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How many settings are drawn from the prior, in how many rounds how many near likely ones, and how many of all are kept."""
+    """How many settings are drawn from the prior, in how many rounds how many near likely ones, and how many of all are kept.
+
+    `null` is the prior probability that next to nothing of what is searched matters.
+    """
 
     broad: int
     rounds: int
     near: int
     kept: int
+    null: float
 
 
-QUICK = Effort(broad=64, rounds=1, near=24, kept=16)
-"""What steers a search: the next ask corrects it."""
-THOROUGH = Effort(broad=256, rounds=3, near=128, kept=64)
-"""What is claimed."""
+QUICK = Effort(broad=64, rounds=1, near=24, kept=16, null=0.05)
+"""What steers a search: the next ask corrects it, and who believes that nothing matters does not look for what does."""
+THOROUGH = Effort(broad=256, rounds=3, near=128, kept=64, null=0.5)
+"""What is claimed: most published gains of attention do not reproduce."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prior:
-    """Logarithms of all parts' variances and of the forest's odds: normal about `centre`, or as often about `null`, with `spread`."""
+    """Logarithms of all parts' variances and of the forest's odds: normal with `spread` about `centre`, or with `weight` about `null`."""
 
     centre: Floats
     null: Floats
     spread: Floats
+    weight: float
 
     @classmethod
-    def of(cls, absent: Collection[str], noise: float | None) -> "Prior":
+    def of(cls, absent: Collection[str], noise: float | None, weight: float) -> "Prior":
         """The prior of a model without some of the parts; `noise` is the variance of one observation, luck by seed included."""
         names = (*PARTS, "forest")
         centre = np.log([PRIOR[name][0] for name in names])
@@ -80,18 +83,18 @@ class Prior:
         gone = np.array([name in absent for name in names])
         centre, spread = np.where(gone, np.log(JITTER), centre), np.where(gone, 1e-3, spread)
         null = centre + np.array([NULL_SHIFT if name in (*SIGNALS, "forest") and name not in absent else 0.0 for name in names])
-        return cls(centre=centre, null=null, spread=spread)
+        return cls(centre=centre, null=null, spread=spread, weight=weight)
 
     def draw(self, count: int, rng: np.random.Generator) -> Floats:
         """(count, parts + 1), evenly spread over the prior."""
         drawn = qmc.Sobol(len(self.centre) + 1, seed=rng).random(count)
         normal = ndtri(np.clip(drawn[:, :-1], 1e-6, 1 - 1e-6))
-        return np.asarray(np.where(drawn[:, -1:] < NULL, self.null, self.centre) + self.spread * normal)
+        return np.asarray(np.where(drawn[:, -1:] < self.weight, self.null, self.centre) + self.spread * normal)
 
     def log_density(self, points: Floats) -> Floats:
         """(n,), up to what all points share."""
         some, none = _log_normal(points, self.centre, self.spread), _log_normal(points, self.null, self.spread)
-        return np.asarray(np.logaddexp(np.log(1 - NULL) + some, np.log(NULL) + none))
+        return np.asarray(np.logaddexp(np.log(1 - self.weight) + some, np.log(self.weight) + none))
 
 
 def posterior(

@@ -11,6 +11,7 @@ from nas_attn.candidates import (
     covariance,
     features_of,
     keys,
+    least_tried,
     sampled,
     sites_of,
 )
@@ -55,6 +56,15 @@ def test_a_large_space_offers_the_neighbours_of_what_is_good(monkeypatch):
     assert len(near) == 4 * 3
     assert np.count_nonzero(codes, axis=1).max() == 3
     assert any(not row.any() for row in codes)
+
+
+def test_what_was_tried_least_is_the_row_with_the_newest_choices():
+    seen = np.array([[0, 0, 1], [0, 1, 1], [0, 0, 2]], dtype=np.int16)
+    rows = np.array([[0, 0, 1], [0, 1, 1], [2, 0, 1], [2, 2, 1]], dtype=np.int16)
+    assert least_tried(rows, seen) == 3
+    assert least_tried(rows[:3], seen) == 2
+    assert least_tried(rows[:2], seen) == 1
+    assert least_tried(rows, seen[:0]) == 0
 
 
 def test_keys_tell_rows_apart():

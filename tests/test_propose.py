@@ -72,6 +72,12 @@ def test_it_finds_in_thirty_trials_what_chance_does_not_in_a_hundred():
     assert np.mean(shares) > 0.95
 
 
+def test_at_the_start_every_choice_is_tried():
+    """Ten trials of three placements at most, out of twelve that there are."""
+    rows = search(0, START - 1, np.zeros(len(CODES)))[0]
+    assert all(set(CODES[rows, site].tolist()) == {0, 1, 2, 3} for site in range(CODES.shape[1]))
+
+
 def test_a_lucky_observation_is_not_recommended_over_better_ones():
     """Sixty candidates with one noisy score each: the observed front is up by luck, and no better in truth than the recommended one."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ from landscapes import candidates, codes_of, truth_of
 
 from nas_attn.candidates import Candidates
 from nas_attn.surrogate import Observations, Surrogate, additive
+from nas_attn.variances import THOROUGH
 
 CODES = codes_of(5, 4, 5)
 LATENCY = 1 + 0.02 * np.count_nonzero(CODES, axis=1)
@@ -52,7 +53,7 @@ def test_where_there_is_only_noise_next_to_nothing_is_claimed():
     rng = np.random.default_rng(0)
     rows = np.concatenate([[0, 0, 0, 0], rng.choice(len(CODES), 50, replace=False)])
     seen = Observations(rows=rows, values=0.3 * rng.standard_normal(len(rows)), seeds=np.full(len(rows), -1))
-    model = Surrogate(candidates(CODES, 4, LATENCY), seen, 0)
+    model = Surrogate(candidates(CODES, 4, LATENCY), seen, 0, THOROUGH)
     claimed = model.mean(np.unique(rows)) - model.mean(np.array([0]))
     assert claimed.max() < 0.25 < (seen.values - seen.values[:4].mean()).max()
     assert model.shares["noise"] == pytest.approx(0.09, rel=0.4)
@@ -72,10 +73,10 @@ def test_a_seed_that_all_share_counts_for_less_of_the_candidates_gain():
     rows = np.concatenate([[0, 0, 0, 0], rng.choice(np.arange(1, len(CODES)), 40, replace=False)])
     seeds = np.concatenate([[0, 1, 2, 3], np.zeros(40, dtype=np.int64)])
     values = np.array([luck[s] for s in seeds.tolist()]) + 0.05 * rng.standard_normal(len(rows))
-    paired = Surrogate(candidates(CODES, 4, LATENCY), Observations(rows=rows, values=values, seeds=seeds), 0)
+    paired = Surrogate(candidates(CODES, 4, LATENCY), Observations(rows=rows, values=values, seeds=seeds), 0, THOROUGH)
     gains = paired.mean(rows[4:]) - paired.mean(np.array([0]))
     assert abs(gains.mean()) < 0.35
-    alone = Surrogate(candidates(CODES, 4, LATENCY), Observations(rows=rows, values=values, seeds=np.full(44, -1)), 0)
+    alone = Surrogate(candidates(CODES, 4, LATENCY), Observations(rows=rows, values=values, seeds=np.full(44, -1)), 0, THOROUGH)
     assert (alone.mean(rows[4:]) - alone.mean(np.array([0]))).mean() > gains.mean() + 0.1
 
 

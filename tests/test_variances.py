@@ -1,12 +1,14 @@
 """How large each part is: the marginal likelihood, the prior that nothing may matter, and the sampler of settings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 
 from nas_attn import variances
-from nas_attn.variances import PARTS, THOROUGH, Effort, Prior, posterior
+from nas_attn.variances import PARTS, THOROUGH, Prior, posterior
 
 NOISE, MAIN, SEED = PARTS.index("noise"), PARTS.index("main"), PARTS.index("seed")
 
@@ -50,27 +52,27 @@ def test_the_evidence_is_the_likelihood_with_the_level_integrated_out():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_sampler_agrees_with_a_brute_sample_of_the_prior(seed):
     made, targets = drawn(2.0, 0.3, seed)
-    prior = Prior.of({"pair", "joint", "forest", "own", "seed"}, None)
-    brute = expected(prior, made, targets, Effort(broad=8192, rounds=0, near=16, kept=8192))
+    prior = Prior.of({"pair", "joint", "forest", "own", "seed"}, None, 0.5)
+    brute = expected(prior, made, targets, replace(THOROUGH, broad=8192, rounds=0, kept=8192))
     found = expected(prior, made, targets, THOROUGH)
     assert np.log(found[[MAIN, NOISE]]) == pytest.approx(np.log(brute[[MAIN, NOISE]]), abs=0.45)
 
 
-def test_where_nothing_matters_that_is_believed_and_where_something_does_it_is_not(monkeypatch):
-    prior = Prior.of({"pair", "joint", "forest", "own", "seed"}, None)
+def test_where_nothing_matters_that_is_believed_and_where_something_does_it_is_not():
+    prior = Prior.of({"pair", "joint", "forest", "own", "seed"}, None, 0.5)
     null = [expected(prior, *drawn(0.0, 1.0, seed), THOROUGH)[MAIN] for seed in range(5)]
     some = [expected(prior, *drawn(3.0, 0.3, seed), THOROUGH)[MAIN] for seed in range(5)]
     assert np.mean(null) < 0.4 < 1.0 < min(some)
-    monkeypatch.setattr(variances, "NULL", 1e-9)
-    credulous = [expected(prior, *drawn(0.0, 1.0, seed), THOROUGH)[MAIN] for seed in range(5)]
+    believer = Prior.of({"pair", "joint", "forest", "own", "seed"}, None, 0.01)
+    credulous = [expected(believer, *drawn(0.0, 1.0, seed), THOROUGH)[MAIN] for seed in range(5)]
     assert np.mean(credulous) > 1.3 * np.mean(null)
 
 
 def test_a_noise_that_was_told_is_split_where_seeds_have_luck_of_their_own():
-    alone = Prior.of({"seed"}, 0.25)
+    alone = Prior.of({"seed"}, 0.25, 0.5)
     assert np.exp(alone.centre[NOISE]) == pytest.approx(0.25)
     assert np.exp(alone.centre[SEED]) == pytest.approx(variances.JITTER)
-    shared = Prior.of(set(), 0.25)
+    shared = Prior.of(set(), 0.25, 0.5)
     assert np.exp(shared.centre[NOISE]) * (1 + np.exp(shared.centre[SEED])) == pytest.approx(0.25)
-    assert Prior.of(set(), None).spread[NOISE] > alone.spread[NOISE]
+    assert Prior.of(set(), None, 0.5).spread[NOISE] > alone.spread[NOISE]
     assert np.all(alone.null <= alone.centre)

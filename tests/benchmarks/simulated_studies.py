@@ -18,10 +18,12 @@ interval of the gain holds the truth.
 
 import argparse
 import csv
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -153,6 +155,21 @@ def summary(done: list[Study]) -> Iterator[str]:
     yield f"90 % intervals of {total} recommended members hold the truth in {sum(s.held for s in done) / max(total, 1):.1%}"
 
 
+def one(options: argparse.Namespace, number: int) -> Study:
+    """One study, in whatever process."""
+    return Run(options, number).result()
+
+
+def studies(options: argparse.Namespace) -> Iterator[Study]:
+    """All studies, in the order of their numbers, as they end."""
+    numbers = range(options.studies)
+    if options.workers == 1:
+        yield from (one(options, number) for number in numbers)
+        return
+    with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(one, [options] * len(numbers), numbers)
+
+
 def main() -> None:
     """Parse, run, write as studies end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,7 +180,7 @@ def main() -> None:
     parser.add_argument("--base-seeds", type=int, default=5)
     parser.add_argument("--seed-share", type=float, default=0.0)
     parser.add_argument("--seeds", choices=("rotated", "common"), default="common")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first study: parts of a benchmark may run side by side")
+    parser.add_argument("--workers", type=int, default=1, help="studies at a time, a process each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
@@ -174,8 +191,8 @@ def main() -> None:
     with (options.out / name).open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Study)])
         writer.writeheader()
-        for number in range(options.first, options.first + options.studies):
-            done.append(Run(options, number).result())
+        for study in studies(options):
+            done.append(study)
             writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in asdict(done[-1]).items()})
             file.flush()
     sys.stdout.write("\n".join(summary(done)) + f"\n{options.out / name}\n")
