@@ -123,7 +123,7 @@ def test_the_walk_through_on_real_photographs(tmp_path: Path) -> None:
     steps = commands("A real search")
     assert [s[1] for s in steps] == ["search", "search", "report", "pick", "export", "train"]
     for step in steps:
-        cut = [{"all": "shorter.yaml", "20": "4"}.get(word, word) for word in step]
+        cut = [{"all": "shorter.yaml", "20": "4", "8": "1"}.get(word, word) for word in step]
         before = {f: f.stat().st_mtime_ns for f in (tmp_path / "bccd320").rglob("*")}
         output = run(cut, tmp_path)
         if step[1] != "train":
