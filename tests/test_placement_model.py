@@ -292,7 +292,7 @@ def racing_field(noise):
     true = np.concatenate([[0.3], 0.3 + 0.02 * rng.standard_normal(40)])
     curves = true[:, None] - np.array([0.1, 0.05, 0.0]) + noise * rng.standard_normal((41, 3))
     costs = np.concatenate([[1.0], rng.uniform(1.0, 1.3, 40)])
-    return Field(curves=curves, costs=costs, truths={"true": true, "last epoch": curves[:, -1]}, base=0, noise=max(noise, 1e-4))
+    return Field(curves=curves, costs=costs, truths={"true": true, "last epoch": curves[:, -1]}, base=0)
 
 
 def test_racing_on_clear_curves_keeps_the_front_and_saves_epochs():
