@@ -44,13 +44,13 @@ class Hyperparameter:
         given = f"but got {self.name}={value!r}"
         if isinstance(self.default, bool):
             return None if isinstance(value, bool) else f"`{self.name}` must be true or false, {given}; write one of the two."
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
         if isinstance(self.default, float) and not self.fraction:
-            finite = (whole or isinstance(value, float)) and abs(value) < float("inf")  # type: ignore[arg-type]
+            finite = number is not None and abs(number) < float("inf")
             return None if finite else f"`{self.name}` must be a finite number, {given}; write one such as {self.default}."
         if not self.fraction:
-            return None if whole else f"`{self.name}` must be a whole number, {given}; write one such as {self.default}."
-        if (isinstance(value, float) and 0 < value < 1) or (whole and value >= 1):  # type: ignore[operator]
+            return None if isinstance(number, int) else f"`{self.name}` must be a whole number, {given}; write one such as {self.default}."
+        if (isinstance(number, float) and 0 < number < 1) or (isinstance(number, int) and number >= 1):
             return None
         return f"`{self.name}` must be a fraction of the channels in (0, 1) or a whole number >= 1, {given}; write 1/4 or 64."
 

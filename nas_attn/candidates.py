@@ -5,7 +5,7 @@ that is legal there, so that effects add up site by site; for a table of measure
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -110,6 +110,10 @@ class Sites:
         """The codes of one architecture; all its placements must be among the options."""
         placed = {placement.layer: placement for placement in architecture.placements}
         return [1 + options.index(placed[row]) if row in placed else 0 for row, options in zip(self.rows, self.options, strict=True)]
+
+    def codes(self, architectures: Iterable[Architecture]) -> Codes:
+        """The codes of some architectures, (n, sites)."""
+        return np.array([self.code(architecture) for architecture in architectures], dtype=np.int16).reshape(-1, len(self.rows))
 
     def architecture(self, base: str, codes: Codes) -> Architecture:
         """The architecture of one row of codes."""

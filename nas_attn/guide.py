@@ -188,7 +188,7 @@ def costs(codes: Codes, sites: Sites, trials: Collection[Trial], names: Collecti
     """Each cost of each candidate: as measured where it was, else the base's plus the sum of what its placements are expected to add."""
     timed = [(trial, trial.cost) for trial in trials if trial.cost is not None]
     order = {key: row for row, key in enumerate(keys(codes).tolist())}
-    own = keys(np.array([sites.code(trial.architecture) for trial, _ in timed], dtype=np.int16)).tolist()
+    own = keys(sites.codes(trial.architecture for trial, _ in timed)).tolist()
     pairs = [(order[key], cost) for key, (_, cost) in zip(own, timed, strict=True) if key in order]
     rows = np.array([row for row, _ in pairs], dtype=np.int64)
     found = {}
@@ -207,14 +207,13 @@ def _starter(space: SearchSpace, sites: Sites, tried: Sequence[Architecture], se
         if fresh:
             size = np.count_nonzero(random.Random(seed).choice(fresh))
             alike = np.array([row for row in fresh if np.count_nonzero(row) == size])
-            known = np.array([sites.code(architecture) for architecture in tried], dtype=np.int16).reshape(-1, len(sites.rows))
-            return sites.architecture(space.base, alike[least_tried(alike, known)])
+            return sites.architecture(space.base, alike[least_tried(alike, sites.codes(tried))])
     return None
 
 
 def _all_codes(space: SearchSpace, sites: Sites, trials: Collection[Trial], objectives: Mapping[str, str], seed: int) -> Codes:
     """The candidates: of the space, about what looks good so far, and what was tried."""
-    own = np.array([sites.code(trial.architecture) for trial in trials], dtype=np.int16).reshape(-1, len(sites.rows))
+    own = sites.codes(trial.architecture for trial in trials)
     return np.unique(np.concatenate([codes_of_space(space, seed, _leaders(trials, objectives)), own]), axis=0)
 
 

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from nas_attn import acquire
 from nas_attn.candidates import Candidates, Codes, Floats, keys, least_tried
 from nas_attn.pareto import SIGNS, front, layers
-from nas_attn.surrogate import Observations, Surrogate
+from nas_attn.surrogate import FOREST_ASKED, Observations, Surrogate
 from nas_attn.variances import QUICK, THOROUGH, Effort
 
 START, STARTERS = 10, 256
 """Candidates that are tried before a model is asked, of so many random ones each time the one with what was tried least."""
 SCREENS, SHORT, PER_SCREEN = 6, 400, 50
 DRAWS, SETTINGS = 48, 2
-FOREST_POOL = 12_000
 KEPT_TRIED = 120
 MOST_OBSERVATIONS = 500
 MARGIN = 0.1
@@ -168,7 +167,7 @@ def _short_list(belief: Belief, fresh: NDArray[np.int64], reference: Floats, rng
     drawn = belief.screens(SCREENS, rng)
     gains = acquire.improvement(drawn[:, fresh], drawn[:, held], reference)
     chosen = [np.argsort(-gain, kind="stable")[:PER_SCREEN] for gain in (*gains, gains.mean(axis=0))]
-    pool = np.arange(len(fresh)) if len(fresh) <= FOREST_POOL else np.sort(rng.choice(len(fresh), FOREST_POOL, replace=False))
+    pool = np.arange(len(fresh)) if len(fresh) <= FOREST_ASKED else np.sort(rng.choice(len(fresh), FOREST_ASKED, replace=False))
     by_forest = acquire.improvement(belief.forests(fresh[pool]), belief.means(held, SETTINGS)[None], reference)[0]
     chosen.append(pool[np.argsort(-by_forest, kind="stable")[:PER_SCREEN]])
     return np.asarray(fresh[np.unique(np.concatenate(chosen))])

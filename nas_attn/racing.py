@@ -96,8 +96,8 @@ class Race:
         """All objectives of a racer, accuracies as high as they may become."""
         rung, top = racer.reached, self.rungs[-1]
         point = dict(zip(self.objectives, self._point(racer), strict=True))
-        for name in racer.shown[rung] if rung < top else ():
-            sign = -pareto.SIGNS[self.objectives[name]] if name in self.objectives else 0.0
+        for name in self.objectives.keys() & racer.shown[rung].keys() if rung < top else ():
+            sign = -pareto.SIGNS[self.objectives[name]]
             pairs = [(sign * one.shown[rung][name], sign * one.shown[top][name]) for one in finished if rung in one.shown]
             point[name] = sign * _highest_end(sign * racer.shown[rung][name], pairs)
         return [point[name] for name in self.objectives]
@@ -110,7 +110,7 @@ class Race:
         return [values[name] for name in self.objectives]
 
     def _loss(self, name: str, value: float) -> float:
-        return pareto.SIGNS[self.objectives[name]] * value if name in self.objectives else 0.0
+        return pareto.SIGNS[self.objectives[name]] * value
 
 
 def _highest_end(shown: float, pairs: Sequence[tuple[float, float]]) -> float:

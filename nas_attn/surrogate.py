@@ -33,6 +33,7 @@ FITTED_ON = 160
 TREES = 40
 FOREST_FROM = 12
 FOREST_ASKED = 12_000
+"""Candidates that a forest is asked about in one go, which takes most of an ask's time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,7 @@ class Surrogate:
     def shares(self) -> dict[str, float]:
         """The expected variance of each part, in squared units of the values."""
         mean = self._weights @ self._settings
-        return {part: float(value) * self._scale.unit**2 for part, value in zip(PARTS, mean, strict=False)}
+        return {part: float(value) * self._scale.unit**2 for part, value in zip(PARTS, mean[:FOREST], strict=True)}
 
     # -- parts ---------------------------------------------------------------------------------------------------------------------------
 

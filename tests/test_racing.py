@@ -1,6 +1,7 @@
 """Racing stops only what even an optimist gives up: never a newcomer that dominates all, whatever the order, the same at every replay."""
 
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,11 @@ def test_the_optimist_grants_the_scatter_of_rises_and_how_little_is_known_of_it(
     grant = 2.1318 * (errors / 4 * (1 + 1 / 5)) ** 0.5  # t of 4 degrees at 0.95: all reach beyond the best
     assert mean + grant > best
     assert race().stopped([*scattered, racer(7, (0.1019,), 1.0)]) == ()
+    # All showed the same, so that only rises say anything: what shows less by as much as the grant goes beyond the best is stopped.
+    alike = [racer(i, (0.10, 0.20, end), 1.0) for i, end in enumerate((0.30, 0.33, 0.26, 0.33, 0.30))]
+    limit = 0.10 + best - mean - grant
+    assert race().stopped([*alike, racer(7, (limit + 1e-4,), 1.0)]) == ()
+    assert race().stopped([*alike, racer(7, (limit - 1e-4,), 1.0)]) == (7,)
 
 
 def test_where_early_scores_say_little_the_ends_themselves_bound_what_is_to_be_expected():
@@ -203,7 +209,7 @@ def recorded(rng, trials=60, noise=0.003):
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_recorded_curves_keep_their_front_for_fewer_epochs(slots):
-    epochs, lost, total = 0, 0, 0
+    epochs, lost, total, shares = 0, 0, 0, list[float]()
     for seed in range(10):
         curves, costs = recorded(random.Random(seed))
         order = random.Random(seed).sample(range(60), 60)
@@ -211,12 +217,18 @@ def test_recorded_curves_keep_their_front_for_fewer_epochs(slots):
         assert ended == simulate(curves, costs, RUNGS, order, slots=slots, always=[0])
         assert ended[0] == 9
         assert set(ended) <= set(RUNGS)
-        front = pareto.front([(curve[-1], cost) for curve, cost in zip(curves, costs, strict=True)], ["maximize", "minimize"])
+        points = [(curve[-1], cost) for curve, cost in zip(curves, costs, strict=True)]
+        front = pareto.front(points, ["maximize", "minimize"])
+        found = [point for point, ends in zip(points, ended, strict=True) if ends == 9]
+        kept, whole = (pareto.hypervolume(some, (0.0, 1.3), ["maximize", "minimize"]) for some in (found, points))
+        shares.append(kept / whole)
         lost += sum(ended[i] < 9 for i in front)
         total += len(front)
         epochs += sum(ended)
     assert lost <= total / 8
     assert epochs < 0.5 * 10 * 60 * 9
+    assert statistics.fmean(shares) > 0.99
+    assert min(shares) > 0.97
 
 
 def test_a_race_of_equals_stops_nothing_and_short_curves_are_refused():

@@ -36,5 +36,5 @@ class ECA(Weighted):
     def weight(self, x_BCHW: Tensor) -> Tensor:
         """w, one value a channel of an image, (B, C, 1, 1)."""
         mean_B1C = x_BCHW.mean((2, 3)).unsqueeze(1)
-        weight_BC = self.layer.conv(mean_B1C).squeeze(1).sigmoid().to(x_BCHW.dtype)
-        return weight_BC[..., None, None]  # type: ignore[no-any-return]
+        weight_BC: Tensor = self.layer.conv(mean_B1C).squeeze(1).sigmoid().to(x_BCHW.dtype)
+        return weight_BC[..., None, None]

@@ -34,4 +34,5 @@ class SE(Weighted):
         """w, one value a channel of an image, (B, C, 1, 1)."""
         layer = self.layer
         hidden = layer.act(saturate(layer.fc1(x_BCHW.mean((2, 3), keepdim=True))))
-        return layer.fc2(hidden).sigmoid().to(x_BCHW.dtype)  # type: ignore[no-any-return]
+        weight: Tensor = layer.fc2(hidden).sigmoid().to(x_BCHW.dtype)
+        return weight

@@ -1,13 +1,13 @@
 """Whole simulated studies on landscapes whose truth is known: what is found, what is claimed of it, and how often a claim is wrong.
 
     python tests/benchmarks/simulated_studies.py --kind dense --studies 20 --out results
-    python tests/benchmarks/simulated_studies.py --kind null --studies 100 --out results
-    python tests/benchmarks/simulated_studies.py --kind single --studies 100 --out results
+    python tests/benchmarks/simulated_studies.py --kind null --studies 100 --repeats 15 --out results
+    python tests/benchmarks/simulated_studies.py --kind single --studies 100 --repeats 15 --out results
 
 Sites x options with additive and pairwise effects, in mAP points (0 to 100), each study on a landscape of its own. A study: the base with
-`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each, all with seed 0 as in a search (or the base's seeds
-in turn: `--seeds rotated`), then `--repeats` more trainings where they settle most. `--seed-share` is the part of the noise's variance that
-all trainings with one seed have in common.
+`--base-seeds` seeds, `--trials` trials by the model sampler with one noisy score each, all with seed 0 as in a search, then at most
+`--repeats` more trainings where they settle most. `--seed-share` is the part of the noise's variance that all trainings with one seed have
+in common.
 
 `dense`: effects everywhere, true SD 0.46, all sites may be filled. `null`: no effect at all. `single`: one placement is worth 0.5, nothing
 else anything. `null` and `single` allow three placements, as searches do. One row a study: the share of the true optimum's hypervolume that
@@ -84,11 +84,7 @@ class Run:
         return np.where(self.codes[:, site] == option, SINGLE if self.options.kind == "single" else 0.0, 0.0)
 
     def train(self, row: int) -> None:
-        turn = len(set(self.rows)) if self.options.seeds == "rotated" else 1
-        seed = self.rows.count(row) if not row else (turn - 1) % self.options.base_seeds
-        taken = {s for r, s in zip(self.rows, self.seeds, strict=True) if r == row}
-        if seed in taken:
-            seed = next(s for s in range(len(taken) + 1) if s not in taken)
+        seed = self.rows.count(row)
         own = NOISE * np.sqrt(1 - self.options.seed_share) * self.noise.standard_normal()
         self.rows.append(row)
         self.seeds.append(seed)
@@ -179,7 +175,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=0)
     parser.add_argument("--base-seeds", type=int, default=5)
     parser.add_argument("--seed-share", type=float, default=0.0)
-    parser.add_argument("--seeds", choices=("rotated", "common"), default="common")
     parser.add_argument("--workers", type=int, default=1, help="studies at a time, a process each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results"))
