@@ -37,13 +37,14 @@ def simulate(
     ] = False,
     every: Annotated[int, typer.Option(help="Judge the front after every so many trials, and at the end.")] = 10,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal results, whatever the number of workers.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core unless given.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Replay samplers against a table, without training: the share of the maximum hypervolume that each reaches, trial by trial."""
     from nas_attn.replay import replay
     from nas_attn.replay_picture import picture
+    from nas_attn.schedule import available_cpus
     from nas_attn.table import read_table
 
     searched = read_table(table, _names("genes", genes), _directions(maximize, minimize))
@@ -59,7 +60,7 @@ def simulate(
             charge_invalid=charge_invalid,
             every=every,
             seed=seed,
-            workers=workers,
+            workers=workers or available_cpus(),
             on_run=on_run,
         ).summary()
     if plot is not None:

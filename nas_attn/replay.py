@@ -23,6 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
+from threadpoolctl import threadpool_limits
 
 from nas_attn import guide, pareto, sampler
 from nas_attn.candidates import Candidates
@@ -142,7 +143,7 @@ def replay(
 
 def _runs(rules: Rules, makers: Mapping[str, Maker | None], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Run]]:
     """Pairs of a job and its run, as they finish."""
-    if workers == 1:
+    if min(workers, len(jobs)) == 1:
         yield from ((job, search(rules, job[0], makers[job[0]], job[1])) for job in jobs)
         return
     # Spawned: a fork of a process that has threads may hang.
@@ -160,6 +161,12 @@ def _runs(rules: Rules, makers: Mapping[str, Maker | None], jobs: Sequence[Job],
 def search(rules: Rules, name: str, maker: Maker | None, repeat: int) -> Run:
     """One run of one sampler; without a maker, of the model's."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # One thread, in whatever process: matrices are small, workers have a core each, and sums of several threads differ in their last bits.
+    with threadpool_limits(limits=1):
+        return _search(rules, name, maker, repeat)
+
+
+def _search(rules: Rules, name: str, maker: Maker | None, repeat: int) -> Run:
     space = None if MODEL not in name.split("+") else _candidates(rules)
     seed = rules.seeds[repeat]
     made = maker(seed) if maker is not None else _model(rules, seed)

@@ -70,7 +70,7 @@ HOUSE: dict[str, set[str]] = {
     "repeats": set(),
     "study": set(),
     "replay_rules": {"numpy"},
-    "replay": {"optuna", "numpy"},
+    "replay": {"optuna", "numpy", "threadpoolctl"},
     "picture": {"matplotlib"},
     "replay_picture": {"matplotlib"},
     "report": {"pandas", "plotly", "jinja2"},
