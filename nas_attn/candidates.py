@@ -24,6 +24,8 @@ Codes = NDArray[np.int16]
 
 ENUMERABLE = 100_000
 """Spaces up to this size are listed whole; of larger ones as many candidates are drawn, and the neighbours of good ones added."""
+START, FEWEST = 10, 5
+"""Candidates that are tried before a model is asked; fewer suffice where every choice occurs among them."""
 
 SAME_MODULE, SAME_FAMILY, ANY_MODULE = 0.7, 0.3, 0.15
 """Prior correlation of the effects of two placements at one site: other hyperparameters, another module of the family, any other."""
@@ -74,6 +76,13 @@ def least_tried(codes: Codes, seen: Codes) -> int:
     for gene in range(codes.shape[1]):
         novelty += 1.0 / (1.0 + np.bincount(seen[:, gene], minlength=int(codes[:, gene].max()) + 1)[codes[:, gene]])
     return int(np.argmax(novelty))
+
+
+def enough_to_begin(genes: Mapping[str, tuple[Any, ...]], seen: Codes) -> bool:
+    """Whether a model has something to go by: `START` different rows were observed, or a few in which every choice occurs."""
+    different = np.unique(seen, axis=0)
+    every_choice = all(len(np.unique(seen[:, g])) == len(choices) for g, choices in enumerate(genes.values()))
+    return len(different) >= START or (len(different) >= FEWEST and every_choice)
 
 
 def covariance(choices: tuple[Any, ...]) -> Floats:

@@ -16,12 +16,24 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.architecture import Architecture
-from nas_attn.candidates import Candidates, Codes, Floats, Sites, codes_of_space, features_of, keys, least_tried, sampled, sites_of
+from nas_attn.candidates import (
+    Candidates,
+    Codes,
+    Floats,
+    Sites,
+    codes_of_space,
+    enough_to_begin,
+    features_of,
+    keys,
+    least_tried,
+    sampled,
+    sites_of,
+)
 from nas_attn.errors import InputError
 from nas_attn.facts import measured
 from nas_attn.outcome import Stopped, Trial
 from nas_attn.pareto import layers
-from nas_attn.propose import START, Tried, propose
+from nas_attn.propose import Tried, propose
 from nas_attn.space import SearchSpace
 from nas_attn.surrogate import additive
 
@@ -104,7 +116,8 @@ def choose(
     Costs of candidates are the base's plus what the placements of measured trials have cost; what is expected to break a limit is left out.
     """
     sites = sites_of(space)
-    if sum(bool(observations(trial, trials, objectives)) for trial in trials) < START:
+    observed = sites.codes(trial.architecture for trial in trials if observations(trial, trials, objectives))
+    if not enough_to_begin(sites.genes(), observed):
         return _starter(space, sites, [trial.architecture for trial in trials], seen, seed)
     codes = _all_codes(space, sites, trials, objectives, seed)
     known = costs(codes, sites, trials, {*objectives, *limits} - set(SCORES))

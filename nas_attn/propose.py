@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas_attn import acquire
-from nas_attn.candidates import Candidates, Codes, Floats, keys, least_tried
+from nas_attn.candidates import Candidates, Codes, Floats, enough_to_begin, keys, least_tried
 from nas_attn.pareto import SIGNS, front, layers
 from nas_attn.surrogate import FOREST_ASKED, Observations, Surrogate
 from nas_attn.variances import QUICK, THOROUGH, Effort
 
-START, STARTERS = 10, 256
-"""Candidates that are tried before a model is asked, of so many random ones each time the one with what was tried least."""
+STARTERS = 256
+"""Before a model is asked, the one with what was tried least is taken of so many random ones."""
 SCREENS, SHORT, PER_SCREEN = 6, 400, 50
 DRAWS, SETTINGS = 48, 2
 KEPT_TRIED = 120
@@ -131,7 +131,7 @@ def propose(candidates: Candidates, objectives: Mapping[str, str], tried: Tried,
     fresh = np.flatnonzero(~gone)
     if not len(fresh):
         return None
-    if len(np.unique(keys(tried.codes))) < START or len(fresh) == 1:
+    if len(fresh) == 1 or not enough_to_begin(candidates.genes, tried.codes):
         some = rng.choice(fresh, min(STARTERS, len(fresh)), replace=False)
         return int(some[least_tried(candidates.codes[some], np.concatenate([tried.codes, tried.pending]))])
     belief = Belief(candidates, objectives, _thinned(tried, objectives, rng), seed)

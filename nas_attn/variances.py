@@ -22,7 +22,7 @@ FOREST = len(PARTS)
 """Where a setting holds the forest's weight."""
 # Medians and spreads of the logarithms of variances, and of the logarithm of the odds of the forest's weight. A landscape without noise
 # must be a possible belief. The seed's is in units of the noise, and hardly anything is said of it beforehand: the placement benchmark
-# (results/placebench-figures-*) shows 1.4 (0.4 to 5) times as much luck by seed as without, other tasks none. Base seeds that scatter more
+# (results/placebench-figures-*) shows 1.4 (0.4 to 5) times as much luck by seed as without, one task of many. Base seeds that scatter more
 # than candidates do about the model tell it.
 PRIOR: Mapping[str, tuple[float, float]] = {
     "main": (0.35, 1.5),
@@ -59,7 +59,7 @@ class Effort:
 
 QUICK = Effort(broad=64, rounds=1, near=24, kept=16, null=0.05)
 """What steers a search: the next ask corrects it, and who believes that nothing matters does not look for what does."""
-THOROUGH = Effort(broad=256, rounds=3, near=128, kept=64, null=0.5)
+THOROUGH = Effort(broad=256, rounds=3, near=128, kept=64, null=0.25)
 """What is claimed: most published gains of attention do not reproduce."""
 
 

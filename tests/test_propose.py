@@ -7,7 +7,8 @@ import pytest
 from landscapes import OBJECTIVES, candidates, codes_of, tried, truth_of
 
 from nas_attn import pareto
-from nas_attn.propose import START, Belief, propose, recommended
+from nas_attn.candidates import FEWEST, START, enough_to_begin
+from nas_attn.propose import Belief, propose, recommended
 
 CODES = codes_of(5, 4, 3)
 LATENCY = 1 + np.array([0.0, 0.01, 0.03, 0.06])[CODES].sum(axis=1)
@@ -70,6 +71,16 @@ def test_it_finds_in_thirty_trials_what_chance_does_not_in_a_hundred():
         chance.append(np.mean([volume(rng.choice(len(CODES), 100, replace=False), truth) / best for _ in range(20)]))
     assert np.mean(shares) > np.mean(chance) + 0.03
     assert np.mean(shares) > 0.95
+
+
+def test_a_model_is_asked_as_soon_as_every_choice_was_seen():
+    seen = np.array([[1, 2, 3, 0, 0], [0, 1, 2, 3, 0], [0, 0, 1, 2, 3], [2, 0, 0, 1, 1], [3, 3, 0, 0, 2]], dtype=np.int16)
+    assert len(seen) == FEWEST
+    assert enough_to_begin(SPACE.genes, seen)
+    assert not enough_to_begin(SPACE.genes, seen[1:])
+    without_one = CODES[CODES[:, 0] != 3]
+    assert not enough_to_begin(SPACE.genes, np.repeat(without_one[: START - 1], 2, axis=0))  # twice the same says nothing new
+    assert enough_to_begin(SPACE.genes, without_one[:START])
 
 
 def test_at_the_start_every_choice_is_tried():
