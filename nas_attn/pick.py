@@ -106,7 +106,7 @@ def _why(member: Member, how: str, limit: float | None) -> str:
 def _gain(member: Member) -> str:
     claim = member.claim
     return (
-        f"{claim.gain:+.4f} against the base (90 % {claim.gain_low:+.4f} to {claim.gain_high:+.4f}), which it beats with probability "
+        f"{claim.gain:+z.4f} against the base (90 % {claim.gain_low:+z.4f} to {claim.gain_high:+z.4f}), which it beats with probability "
         f"{claim.beats_base:.2f}"
     )
 
@@ -201,9 +201,9 @@ def _doubt(snapshot: Snapshot, trial: Trial) -> str:
     if difference is None:
         return "with no score of the base to compare it with"
     if not noise:
-        return f"{difference:+.4f} against the base, of unknown noise because the base's seeds give no sigma"
+        return f"{difference:+z.4f} against the base, of unknown noise because the base's seeds give no sigma"
     seeds = len(scores(base_trial(snapshot) or trial))
-    return f"{difference:+.4f} against the base or {difference / noise:+.1f} sigma of its {seeds} seeds, {_strength(difference / noise)}"
+    return f"{difference:+z.4f} against the base or {difference / noise:+.1f} sigma of its {seeds} seeds, {_strength(difference / noise)}"
 
 
 def _strength(sigmas: float) -> str:

@@ -84,7 +84,7 @@ def summary(console: Console, snapshot: Any, out: Path) -> None:
         console.print(f"sigma, the noise of one score over the base's seeds: {sigma:.4f} mAP50-95")
     for control in facts.controls(snapshot):
         verdict = "separated" if control.separated else "NOT separated" if control.separated is not None else "unknown"
-        by = "no score" if control.sigmas is None else f"{control.gain:+.4f} mAP50-95, {control.sigmas:+.1f} sigma"
+        by = "no score" if control.sigmas is None else f"{control.gain:+z.4f} mAP50-95, {control.sigmas:+.1f} sigma"
         console.print(f"positive control {control.label}: {by} ({verdict})", markup=False)
     where = shlex.quote(str(out))
     console.print(f"Report: {out / 'report.html'}", markup=False)
@@ -102,7 +102,7 @@ def _recommended(console: Console, snapshot: Any) -> None:
         table.add_row(
             str(member.trial.number),
             f"{claim.mean:.4f} ({claim.low:.4f} to {claim.high:.4f})",
-            "base" if is_base else f"{claim.gain:+.4f} ({claim.gain_low:+.4f} to {claim.gain_high:+.4f})",
+            "base" if is_base else f"{claim.gain:+z.4f} ({claim.gain_low:+z.4f} to {claim.gain_high:+z.4f})",
             f"{facts.latency(member.trial):.3f}",
             f"{claim.non_dominated:.2f}",
             "" if is_base else f"{claim.beats_base:.2f}",
