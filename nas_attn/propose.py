@@ -17,6 +17,7 @@ from nas_attn import acquire
 from nas_attn.candidates import Candidates, Codes, Floats, enough_to_begin, keys, least_tried
 from nas_attn.pareto import SIGNS, front, layers
 from nas_attn.surrogate import FOREST_ASKED, Observations, Surrogate
+from nas_attn.validity import validity
 from nas_attn.variances import QUICK, THOROUGH, Effort
 
 STARTERS = 256
@@ -136,14 +137,17 @@ def propose(candidates: Candidates, objectives: Mapping[str, str], tried: Tried,
         return int(some[least_tried(candidates.codes[some], np.concatenate([tried.codes, tried.pending]))])
     belief = Belief(candidates, objectives, _thinned(tried, objectives, rng), seed)
     reference = belief.reference()
-    short = _short_list(belief, fresh, reference, rng)
+    failed = np.unique(tried.excluded, axis=0)
+    listed = _chances(candidates.codes[fresh], tried, failed, seed) if len(fresh) <= FOREST_ASKED else np.ones(len(fresh))
+    short = _short_list(belief, fresh, listed, reference, rng)
+    chance = _chances(candidates.codes[short], tried, failed, seed)
     held = _relevant(belief)
     drawn = belief.draws(np.concatenate([short, held]), DRAWS, rng, SETTINGS)
-    gains = acquire.improvement(drawn[:, : len(short)], drawn[:, len(short) :], reference).mean(axis=0)
+    gains = chance * acquire.improvement(drawn[:, : len(short)], drawn[:, len(short) :], reference).mean(axis=0)
     if gains.max() > 0:
         return int(short[int(np.argmax(gains))])
     # Nothing is expected to improve on anything: look where the least is known of what is nearly good.
-    spread = drawn[:, : len(short)].std(axis=0).sum(axis=1)
+    spread = chance * drawn[:, : len(short)].std(axis=0).sum(axis=1)
     return int(short[int(np.argmax(spread))])
 
 
@@ -159,16 +163,22 @@ def _thinned(tried: Tried, objectives: Mapping[str, str], rng: np.random.Generat
     return replace(tried, codes=tried.codes[chosen], values=tried.values[chosen], seeds=tried.seeds[chosen])
 
 
-def _short_list(belief: Belief, fresh: NDArray[np.int64], reference: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most `SHORT` candidates: the best of each fast draw, the best of their mean, and the best by the forests."""
+def _chances(codes: Codes, tried: Tried, failed: Codes, seed: int) -> Floats:
+    return validity(codes, np.unique(tried.codes, axis=0), failed, seed)
+
+
+def _short_list(belief: Belief, fresh: NDArray[np.int64], chance: Floats, reference: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most `SHORT` candidates: the best of each fast draw, the best of their mean, and the best by the forests, gains weighted by the
+    chance of each candidate to be valid.
+    """
     if len(fresh) <= SHORT:
         return fresh
     held = np.concatenate([belief.tried, belief.pending])
     drawn = belief.screens(SCREENS, rng)
-    gains = acquire.improvement(drawn[:, fresh], drawn[:, held], reference)
+    gains = chance * acquire.improvement(drawn[:, fresh], drawn[:, held], reference)
     chosen = [np.argsort(-gain, kind="stable")[:PER_SCREEN] for gain in (*gains, gains.mean(axis=0))]
     pool = np.arange(len(fresh)) if len(fresh) <= FOREST_ASKED else np.sort(rng.choice(len(fresh), FOREST_ASKED, replace=False))
-    by_forest = acquire.improvement(belief.forests(fresh[pool]), belief.means(held, SETTINGS)[None], reference)[0]
+    by_forest = chance[pool] * acquire.improvement(belief.forests(fresh[pool]), belief.means(held, SETTINGS)[None], reference)[0]
     chosen.append(pool[np.argsort(-by_forest, kind="stable")[:PER_SCREEN]])
     return np.asarray(fresh[np.unique(np.concatenate(chosen))])
 

@@ -54,6 +54,7 @@ HOUSE: dict[str, set[str]] = {
     "candidates": {"numpy"},
     "variances": {"numpy", "scipy"},
     "surrogate": {"numpy", "scipy", "sklearn"},
+    "validity": {"numpy", "sklearn"},
     "acquire": {"numpy"},
     "propose": {"numpy"},
     "claim": {"numpy"},
