@@ -167,6 +167,7 @@ def search(
     pool: Annotated[str, typer.Option(help="ray (warm workers) or inline (this process).")] = "ray",
     workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
+    latency_node: Annotated[str | None, typer.Option(help="The node on which latency is measured: host name or address.")] = None,
     sampler: Annotated[str, typer.Option(help="model, tpe, nsga2 or random.")] = "model",
     fidelity: Annotated[str, typer.Option(help="full, or racing: stop at rungs what even an optimist gives up.")] = "full",
     repeats: Annotated[int, typer.Option(min=0, help="Extra seeds after the trials, where the front is least certain.")] = 0,
@@ -176,7 +177,7 @@ def search(
     imports: Imports = None,
 ) -> None:
     """Search a space on a data set; stopped at any point, the same command goes on."""
-    from nas_attn import detector, plan, posterior, report, show, study
+    from nas_attn import detector, nodes, plan, posterior, report, show, study
     from nas_attn.export import keep_weights
     from nas_attn.pool import open_pool
     from nas_attn.progress import Watch
@@ -191,7 +192,9 @@ def search(
     prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on)
     share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
     extra = {"fidelity": fidelity if fidelity != "full" else None, "repeats": repeats or None}
-    with open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address) as running, Watch(console) as watch:
+    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address, folder=out, latency_node=latency_node)
+    with opened as running, Watch(console) as watch:
+        nodes.check(running, prepared)
         snapshot = study.run(
             out,
             spec,

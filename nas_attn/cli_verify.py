@@ -33,6 +33,7 @@ def verify(
     workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
+    latency_node: Annotated[str | None, typer.Option(help="The node on which latency is measured: host name or address.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default: the search's.")] = None,
     storage: Annotated[str | None, typer.Option(envvar="NAS_ATTN_STORAGE", help="URL of the study's storage.")] = None,
     imports: Annotated[list[str] | None, typer.Option("--import", help="A module of yours whose mechanisms the study uses.")] = None,
@@ -70,7 +71,10 @@ def verify(
     if dry_run:
         return
     share = gpus_per_worker if setup.device != "cpu" else 0.0
-    with open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address) as running, Watch(console) as watch:
+    # Only what lies in the study's folder can travel; elsewhere the workers must see it themselves.
+    travels = Path(setup.folder) if target.resolve().is_relative_to(setup.folder) else None
+    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address, folder=travels, latency_node=latency_node)
+    with opened as running, Watch(console) as watch:
         evidence = driver.run(plan, running, watch)
     files = verdict.write(evidence, target)
     _show(console, evidence)

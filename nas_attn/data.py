@@ -116,6 +116,12 @@ def fingerprint(labels: Iterable[Labels], names: Sequence[str]) -> str:
     return digest.hexdigest()[:12]
 
 
+def labels_fingerprint(train: Sequence[str], scored: Sequence[str], names: Sequence[str], known: Mapping[str, Labels] | None = None) -> str:
+    """The fingerprints of what is trained on and what is scored; labels that are not `known`, by image, are read from this machine."""
+    both = ([known[image] if known else read_labels(image, len(names)) for image in images] for images in (train, scored))
+    return "-".join(fingerprint(labels, names) for labels in both)
+
+
 def _read_yaml(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise DataError(f"A data set is named by its YAML file, but {file} is no file; give --data a path such as data/data.yaml.")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nas_attn import cost, custom, latency
 from nas_attn.architecture import Architecture
+from nas_attn.data import labels_fingerprint
 from nas_attn.detector import build, build_architecture, load_weights, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.graph import Edit
@@ -30,7 +31,7 @@ from nas_attn.setup import Setup, available_cores, code_version, threads, write_
 
 
 def serve(kind: str, payload: str) -> str:
-    """Answer one task of kind `fit`, `measure` or `train`; every failure comes back as JSON with its stage."""
+    """Answer one task of kind `check`, `fit`, `measure` or `train`; every failure comes back as JSON with its stage."""
     silence()
     task = json.loads(payload)
     setup = Setup.from_dict(task["setup"])
@@ -39,9 +40,20 @@ def serve(kind: str, payload: str) -> str:
         return json.dumps(fit(setup), allow_nan=False)
     if kind == "measure":
         return json.dumps({"costs": measure(setup, [Architecture.from_dict(a) for a in task["architectures"]])}, allow_nan=False)
+    if kind == "check":
+        return json.dumps(check(setup, task["train"], task["scored"]), allow_nan=False)
     if kind == "train":
         return json.dumps(outcome_to_dict(evaluate(setup, Job.from_dict(task["job"]))), allow_nan=False)
-    raise InputError(f"A task's kind must be fit, measure or train, but got {kind!r}.")
+    raise InputError(f"A task's kind must be check, fit, measure or train, but got {kind!r}.")
+
+
+def check(setup: Setup, train: Sequence[str], scored: Sequence[str]) -> dict[str, Any]:
+    """What this machine has of what a search needs: how many images are `missing`, the first of them, whether labels are `equal` to the
+    driver's, and the versions of the `code`.
+    """
+    missing = [image for image in (*train, *scored) if not Path(image).is_file()]
+    found = {"missing": len(missing), "first": missing[0] if missing else None, "code": code_version()}
+    return {**found, "equal": not missing and labels_fingerprint(train, scored, setup.names) == setup.data}
 
 
 def fit(setup: Setup) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import PoolError
-from nas_attn.outcome import Job
-from nas_attn.pool import Done, Pool, Task
+from nas_attn.outcome import CHECKPOINT, Job
 from nas_attn.protocol import job_key
+from nas_attn.work import Done, Pool, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class Flights:
 
     def fit(self, attempt: int) -> None:
         """Hands over the fit of the base, which has no deadline."""
-        self._pool.submit(Task(key=f"fit/{attempt}", kind="fit", payload=json.dumps({"setup": self._setup})))
+        weights = tuple(filter(None, [self._setup.get("weights")]))
+        self._pool.submit(Task(key=f"fit/{attempt}", kind="fit", payload=json.dumps({"setup": self._setup}), needs=weights))
 
     def measure(self, trials: Mapping[int, Architecture], attempt: int, deadline_s: float) -> None:
         """Hands over the measurement of some trials' costs, alone on its device."""
@@ -68,7 +70,9 @@ class Flights:
         """Hands over one training."""
         payload = json.dumps({"setup": self._setup, "job": job.to_dict()})
         key = f"train/{number}/{job_key(job)}/{job.attempt}"
-        self._submit(Task(key=key, kind="train", payload=payload, deadline_s=deadline_s), Flight((number,), job))
+        trial = Path(self._setup["folder"], "trials", job.architecture.digest()) if "folder" in self._setup else None
+        pauses = tuple(str(file) for file in trial.glob(f"*/*/{CHECKPOINT}")) if trial else ()
+        self._submit(Task(key=key, kind="train", payload=payload, deadline_s=deadline_s, needs=pauses), Flight((number,), job))
 
     def wait(self) -> Sequence[tuple[Flight | None, Done]]:
         """What has ended, each with its flight, which is over; None where nobody waits for the answer.

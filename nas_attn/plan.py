@@ -108,7 +108,7 @@ def prepare(
         train_list=str(lists["train"]),
         val_list=str(lists[score_on]),
         score_on=score_on,
-        data="-".join(data.fingerprint([labels[image] for image in images], found.names) for images in (train, scored)),
+        data=data.labels_fingerprint(train, scored, found.names, labels),
         fit=spec.base_fit.model_dump(mode="json"),
         latency=spec.latency.model_dump(mode="json"),
         device=resolved_device(device),

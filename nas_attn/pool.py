@@ -1,4 +1,4 @@
-"""Where jobs run: warm workers on Ray, or the calling process itself; both speak JSON text only.
+"""Where jobs run: warm workers on Ray, or the calling process itself.
 
 A pool knows nothing about trials. It takes tasks (a kind and a JSON payload), hands each to the function that `target` names, and
 answers with the JSON that came back or with the reason why none did. It retries nothing: attempts are numbered and recorded by
@@ -7,82 +7,28 @@ whoever submits, so that a late or lost copy of a job can't change anything.
 Exclusivity is decided here and not by Ray's resources: a task that asks Ray for a whole device can never start beside warm workers.
 """
 
-import importlib
 import json
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import Any
 
+from nas_attn.carry import deliver, leave_mark, needed
 from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
-from nas_attn.schedule import Plan, Seat, assign, available_cpus, check_options, plan_cluster
-
-RESULT_LIMIT = 16 * 2**20
-"""Characters of the longest result. What is larger belongs in a file; the driver would have to hold all of them."""
+from nas_attn.schedule import Plan, Seat, assign, available_cpus, check_options, measuring_node, plan_cluster
+from nas_attn.work import Done, Pool, Task, answer, import_target, require_open
+from nas_attn.worker import Worker
 
 START_TIMEOUT_S = 180.0
 _START_FAILURES = 3
+EVERYWHERE_S = 1800.0
 POLL_S = 1.0
 """How often a waiting driver looks whether it was told to end."""
 _QUIET = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false", "RAY_USAGE_STATS_ENABLED": "0"}
-
-Serve = Callable[[str, str], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What to run: `payload` (JSON text) under `kind`.
-
-    `exclusive` asks for a device on which nothing else of this pool runs meanwhile. `deadline_s` counts from the moment when a worker
-    gets the task, not from its submission.
-    """
-
-    key: str
-    kind: str
-    payload: str
-    exclusive: bool = False
-    deadline_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise InputError(f"`deadline_s > 0` must hold, but got {self.deadline_s}; leave it out for no deadline.")
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The end of a task: its `result` (JSON text), or why there is none (`lost`). Exactly one of the two is None."""
-
-    key: str
-    result: str | None
-    lost: str | None
-
-
-class Pool(Protocol):
-    """Runs tasks; `slots` is how many at a time."""
-
-    @property
-    def slots(self) -> int:
-        """How many tasks can run at the same time."""
-
-    def submit(self, task: Task) -> None:
-        """Queue a task. Tasks start in the order of submission."""
-
-    def wait(self, timeout_s: float | None) -> list[Done]:
-        """Run until at least one task has ended. Empty after `timeout_s` (None: never), and at once if nothing is outstanding."""
-
-    def close(self) -> None:
-        """End all work and free everything. Tasks that have not ended are dropped. A second call does nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def open_pool(
@@ -93,8 +39,13 @@ def open_pool(
     gpus_per_worker: float | None = None,
     address: str | None = None,
     threads: int | None = None,
+    folder: Path | None = None,
+    latency_node: str | None = None,
 ) -> Pool:
     """The pool that `kind` names (`ray` or `inline`), serving `target` (`module:function`, from kind and JSON payload to JSON).
+
+    `folder` is the study's; its files travel to workers that do not see it. Exclusive tasks run on `latency_node` (host name, address or
+    identity of a node), or else on the first node that has workers.
 
     Raises:
         InputError: an unknown kind or an impossible number.
@@ -103,42 +54,8 @@ def open_pool(
     if kind == "inline":
         return InlinePool(target)
     if kind == "ray":
-        return RayPool(target, workers=workers, gpus_per_worker=gpus_per_worker, address=address, threads=threads)
+        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node)
     raise InputError(f"A pool is `ray` or `inline`, but got {kind!r}. {nearest(kind, ('ray', 'inline'))}")
-
-
-def _import_target(target: str) -> Serve:
-    """The function that `module:function` names."""
-    module, _, name = target.partition(":")
-    try:
-        serve = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PoolError(f"`{target}` must name an importable module:function, but: {type(error).__name__}: {error}") from error
-    if not callable(serve):
-        raise PoolError(f"`{target}` must name a function, but it is a {type(serve).__name__}.")
-    return serve  # type: ignore[no-any-return]
-
-
-def _answer(serve: Serve, kind: str, payload: str) -> tuple[str | None, str | None]:
-    """Result and reason of loss, one of them None. SystemExit is a failed task: a library that calls `sys.exit` shall not end a worker."""
-    try:
-        text = serve(kind, payload)
-        _check_result(text)
-    except (Exception, SystemExit) as error:
-        return None, f"{type(error).__name__}: {error}"
-    return text, None
-
-
-def _check_result(text: object) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"a result must be JSON text, but it is a {type(text).__name__}")
-    if len(text) > RESULT_LIMIT:
-        raise ValueError(f"a result must have at most {RESULT_LIMIT} characters, but it has {len(text)}; write it to a file")
-    json.loads(text, parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"a result must hold finite numbers only, but it holds {name}")
 
 
 class InlinePool(Pool):
@@ -151,54 +68,34 @@ class InlinePool(Pool):
     slots = 1
 
     def __init__(self, target: str) -> None:
-        self._serve = _import_target(target)
+        self._serve = import_target(target)
         self._queue: deque[Task] = deque()
         self._closed = False
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
-        _require_open(self._closed)
+        require_open(self._closed)
         self._queue.append(task)
 
     def wait(self, timeout_s: float | None) -> list[Done]:  # noqa: ARG002
         """Run the oldest task to its end, however long that takes."""
-        _require_open(self._closed)
+        require_open(self._closed)
         if not self._queue:
             return []
         task = self._queue[0]
-        result, lost = _answer(self._serve, task.kind, task.payload)
+        result, lost = answer(self._serve, task.kind, task.payload)
         self._queue.popleft()
         return [Done(task.key, result, lost)]
+
+    def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
+        """One task, here."""
+        require_open(self._closed)
+        return [("this machine", Done("here", *answer(self._serve, kind, payload)))]
 
     def close(self) -> None:
         """Drop what is queued."""
         self._closed = True
         self._queue.clear()
-
-
-def _require_open(closed: bool) -> None:
-    if closed:
-        raise PoolError("A pool that was closed runs nothing more; open a new one.")
-
-
-class _Worker:
-    """The body of a Ray actor. It imports the target once and keeps the process's state from task to task."""
-
-    def __init__(self, target: str, environment: dict[str, str]) -> None:
-        os.environ.update(environment)  # before the target imports torch, which reads the number of threads once
-        self._target = target
-
-    def start(self) -> str:
-        """JSON: the process, and the names of the devices that Ray gave it."""
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
-        self._serve = _import_target(self._target)
-        return json.dumps({"pid": os.getpid(), "devices": [f"{node}/{gpu}" for gpu in ray.get_gpu_ids() or ["cpu"]]})
-
-    def run(self, kind: str, payload: str) -> tuple[str | None, str | None]:
-        """One task."""
-        return _answer(self._serve, kind, payload)
 
 
 @dataclass(slots=True)
@@ -207,6 +104,10 @@ class _Slot:
 
     plan: Plan
     node: str
+    alone: bool = True
+    """Whether exclusive tasks may run here."""
+    name: str = ""
+    travels: bool = False
     actor: Any = None
     ref: Any = None
     task: Task | None = None
@@ -217,10 +118,10 @@ class _Slot:
     def seat(self) -> Seat:
         """This worker at the gate. One that fails to start again and again no longer keeps a device from exclusive work."""
         if self.ref is None:
-            return Seat(self.devices, "idle")
+            return Seat(self.devices, "idle", self.alone)
         if self.task is not None:
-            return Seat(self.devices, "exclusive" if self.task.exclusive else "busy")
-        return Seat(self.devices, "absent" if self.failures else "starting")
+            return Seat(self.devices, "exclusive" if self.task.exclusive else "busy", self.alone)
+        return Seat(self.devices, "absent" if self.failures else "starting", self.alone)
 
     def limit_s(self) -> float:
         """When what is owed is overdue, on the monotonic clock."""
@@ -247,9 +148,14 @@ class RayPool(Pool):
         gpus_per_worker: float | None = None,
         address: str | None = None,
         threads: int | None = None,
+        folder: Path | None = None,
+        latency_node: str | None = None,
     ) -> None:
         check_options(workers, gpus_per_worker, threads)
         self._target = target
+        self._folder = folder.resolve() if folder is not None else None
+        self._mark = leave_mark(self._folder) if self._folder is not None else ""
+        self._shipped: dict[str, tuple[tuple[int, int], Any]] = {}
         self._environment = _QUIET | ({"CUDA_VISIBLE_DEVICES": ""} if gpus_per_worker == 0 else {})
         self._queue: deque[Task] = deque()
         self._slots: list[_Slot] = []
@@ -257,7 +163,9 @@ class RayPool(Pool):
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
             nodes = self._cluster.join(address) if address else self._cluster.start(available_cpus())
-            self._slots = [_Slot(plan, node) for plan, node in plan_cluster(nodes, workers, gpus_per_worker, threads)]
+            seats = plan_cluster(nodes, workers, gpus_per_worker, threads)
+            self._measuring = measuring_node(nodes, [node for _, node in seats], latency_node)
+            self._slots = [_Slot(plan, node, alone=node == self._measuring) for plan, node in seats]
             self._start_all()
         except BaseException:
             self.close()
@@ -275,7 +183,7 @@ class RayPool(Pool):
 
     def submit(self, task: Task) -> None:
         """Queue a task, and start it if its turn has come. What it waits for is seen, and its deadline kept, within `wait`."""
-        _require_open(self._closed)
+        require_open(self._closed)
         self._queue.append(task)
         self._dispatch()
 
@@ -285,7 +193,7 @@ class RayPool(Pool):
         Raises:
             PoolError: no worker can be started any more.
         """
-        _require_open(self._closed)
+        require_open(self._closed)
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._dispatch()
@@ -329,20 +237,58 @@ class RayPool(Pool):
             max_task_retries=0,
             max_concurrency=1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=True),
-        )(_Worker)
+        )(Worker)
         threads = str(plan.threads)
-        slot.actor = actor.remote(self._target, self._environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
+        environment = self._environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        slot.actor = actor.remote(self._target, environment, None if self._folder is None else str(self._folder), self._mark)
         slot.task, slot.since, slot.ref = None, time.monotonic(), slot.actor.start.remote()
 
     def _dispatch(self) -> None:
         tasks = list(self._queue)
         pairs = assign([task.exclusive for task in tasks], [slot.seat() for slot in self._slots])
         for place, seat in pairs:
-            slot, task = self._slots[seat], tasks[place]
-            slot.task, slot.since = task, time.monotonic()
-            slot.ref = slot.actor.run.remote(task.kind, task.payload)
+            self._hand_over(self._slots[seat], tasks[place])
         started = {place for place, _ in pairs}
         self._queue = deque(task for place, task in enumerate(tasks) if place not in started)
+
+    def _hand_over(self, slot: _Slot, task: Task) -> None:
+        paths = needed(task.payload, self._folder, task.needs) if slot.travels and self._folder is not None else ()
+        slot.task, slot.since = task, time.monotonic()
+        slot.ref = slot.actor.run.remote(task.kind, task.payload, paths, *(self._ship(path) for path in paths))
+
+    def _ship(self, path: str) -> Any:
+        """A file's content in Ray's object store, put there once for all workers."""
+        import ray
+
+        state = Path(path).stat()
+        version = (state.st_mtime_ns, state.st_size)
+        if self._shipped.get(path, (None, None))[0] != version:
+            self._shipped[path] = (version, ray.put(Path(path).read_bytes()))
+        return self._shipped[path][1]
+
+    def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
+        """One task on each node, while nothing else is under way: the node's name and what came of it."""
+        require_open(self._closed)
+        if self._queue or any(slot.ref is not None for slot in self._slots):
+            raise PoolError("A pool asks all of its nodes only while nothing else is under way; wait for what was submitted.")
+        names = {slot.node: slot.name for slot in self._slots}
+        for slot in {slot.node: slot for slot in self._slots}.values():
+            self._hand_over(slot, Task(slot.node, kind, payload, deadline_s=EVERYWHERE_S))
+        done: list[Done] = []
+        while len(done) < len(names):
+            check_interrupt()
+            done += self._collect(time.monotonic() + POLL_S)
+        return [(names[one.key], one) for one in sorted(done, key=lambda one: list(names).index(one.key))]
+
+    def _keep(self, done: Done, files: Mapping[str, bytes]) -> Done:
+        """The end of a task, once what its worker brought is in the study's folder."""
+        if self._folder is None or not files:
+            return done
+        try:
+            deliver(self._folder, files)
+        except (OSError, PoolError) as error:
+            return Done(done.key, None, f"what it wrote could not be kept: {error}")
+        return done
 
     def _collect(self, end: float) -> list[Done]:
         """What has ended, after waiting for the first end, the next deadline or `end`."""
@@ -362,14 +308,23 @@ class RayPool(Pool):
         import ray
 
         try:
-            answer = ray.get(slot.ref)
+            given = ray.get(slot.ref)
         except ray.exceptions.RayError as error:
             return self._replace(slot, _reason(error) if slot.task is None else f"worker died: {_reason(error)}")
         task, slot.task, slot.ref, slot.failures = slot.task, None, None, 0
         if task is None:
-            slot.devices = frozenset(json.loads(answer)["devices"])
+            self._settle_in(slot, **json.loads(given))
             return None
-        return Done(task.key, *answer)
+        result, lost, files = given
+        return self._keep(Done(task.key, result, lost), files)
+
+    def _settle_in(self, slot: _Slot, *, pid: int, node: str, name: str, devices: list[str], travels: bool) -> None:  # noqa: ARG002
+        """A worker has begun, perhaps on another node than the one that it replaces."""
+        slot.node, slot.name, slot.devices, slot.travels = node, name, frozenset(devices), travels
+        if all(other.node != self._measuring for other in self._slots):
+            self._measuring = self._slots[0].node  # the node is gone: latencies are ratios to the base, on whatever device of this kind
+        for other in self._slots:
+            other.alone = other.node == self._measuring
 
     def _replace(self, slot: _Slot, reason: str) -> Done | None:
         _kill(slot)

@@ -131,12 +131,31 @@ def _spread(workers: int | None, sizes: Sequence[float]) -> list[int | None]:
     return [None] * len(sizes) if workers is None else list(counts)
 
 
+def measuring_node(nodes: Sequence[Mapping[str, Any]], used: Sequence[str], wanted: str | None) -> str:
+    """The identity of the node on which latency is measured: the wanted one, or the first that is used. One node, so one kind of device.
+
+    Raises:
+        PoolError: no used node has that host name, address or identity.
+    """
+    if wanted is None:
+        return used[0]
+    named = {str(node["NodeID"]): (str(node["NodeID"]), node.get("NodeManagerHostname"), node.get("NodeManagerAddress")) for node in nodes}
+    found = [node for node in used if wanted in named[node]]
+    if not found:
+        known = sorted({str(name) for node in used for name in named[node][1:] if name})
+        raise PoolError(f"`--latency-node` must be a node with workers, one of {', '.join(known)}, but got {wanted!r}.")
+    return found[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """What the gate sees of a worker: its devices, and whether it is `idle`, `busy`, `exclusive`, `starting` or `absent`."""
+    """What the gate sees of a worker: its devices, whether it is `idle`, `busy`, `exclusive`, `starting` or `absent`, and whether exclusive
+    tasks may run there.
+    """
 
     devices: frozenset[str]
     state: str
+    alone: bool = True
 
 
 def assign(exclusive: Sequence[bool], seats: Sequence[Seat]) -> list[tuple[int, int]]:
@@ -151,7 +170,7 @@ def assign(exclusive: Sequence[bool], seats: Sequence[Seat]) -> list[tuple[int, 
     pairs: list[tuple[int, int]] = []
     for place, alone in enumerate(exclusive):
         free = [i for i, seat in enumerate(seats) if states[i] != "absent" and not seat.devices & reserved]
-        crowds = {i: _crowd(i, seats, states) for i in free} if alone else {i: int(states[i] != "idle") for i in free}
+        crowds = {i: _crowd(i, seats, states) for i in free if seats[i].alone} if alone else {i: int(states[i] != "idle") for i in free}
         seat = min(crowds, key=lambda i: (crowds[i], i), default=None)
         if seat is None or (crowds[seat] and not alone):
             break

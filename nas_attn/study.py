@@ -15,7 +15,6 @@ from nas_attn.errors import InputError, Interrupted, NasAttnError
 from nas_attn.flights import Flights
 from nas_attn.jobs import Control, Jobs, rungs_for
 from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, Trial, full_length, kind
-from nas_attn.pool import Done, Pool
 from nas_attn.protocol import (
     deadline_s as allowed_s,
 )
@@ -37,6 +36,7 @@ from nas_attn.record import Record
 from nas_attn.repeats import NextRepeat, Repeats
 from nas_attn.space import SearchSpace
 from nas_attn.spec import SpaceSpec
+from nas_attn.work import Done, Pool
 
 DEADLINE_S = 3600.0
 MAX_LOSSES = 3

@@ -16,12 +16,12 @@ from nas_attn.arms import BASE, EXTRA, WIDER, Arm, Verification
 from nas_attn.errors import Interrupted, PoolError, StudyError
 from nas_attn.full import OUTCOME, TOLERANCE, WEIGHTS
 from nas_attn.outcome import Failure, Job, Measured, Outcome, read_outcome_file
-from nas_attn.pool import Done, Pool, Task
 from nas_attn.protocol import deadline_s, lost_failure, read_outcome, words
 from nas_attn.proxy import write_list
 from nas_attn.setup import write_atomic
 from nas_attn.study import Event
 from nas_attn.verdict import Evidence
+from nas_attn.work import Done, Pool, Task
 
 MAX_LOSSES = 3
 """A task whose worker was lost this often has failed."""
@@ -163,7 +163,8 @@ class _Driver:
         self.flying[key] = flight
         payload = json.dumps({"setup": asdict(self.plan.setup), **flight.payload})
         exclusive = flight.kind == "width"
-        self.pool.submit(Task(key=key, kind=flight.kind, payload=payload, exclusive=exclusive, deadline_s=flight.deadline_s))
+        weights = tuple(filter(None, [self.plan.setup.weights]))
+        self.pool.submit(Task(key, flight.kind, payload, exclusive, flight.deadline_s, weights))
 
     def _take(self, answer: Done) -> None:
         flight = self.flying.pop(answer.key, None)

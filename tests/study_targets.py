@@ -28,9 +28,9 @@ from nas_attn.outcome import (
     outcome_file_text,
     outcome_to_dict,
 )
-from nas_attn.pool import Done, Task
 from nas_attn.record import Record
 from nas_attn.space import SearchSpace, Site
+from nas_attn.work import Done, Task
 
 BASE = "yolo11n.yaml"
 OBJECTIVES = {"map50_95": "maximize", "latency_ratio": "minimize"}

@@ -15,7 +15,8 @@ import pytest
 from nas_attn import cluster
 from nas_attn import pool as pool_module
 from nas_attn.errors import InputError, PoolError
-from nas_attn.pool import Done, InlinePool, Pool, RayPool, Task, open_pool
+from nas_attn.pool import InlinePool, RayPool, open_pool
+from nas_attn.work import RESULT_LIMIT, Done, Pool, Task
 
 HERE = Path(__file__).parent
 TARGET = "pool_targets:serve"
@@ -65,7 +66,7 @@ def test_inline_runs_one_task_a_wait_in_order() -> None:
         ("exit", {}, "SystemExit: 3"),
         ("raw", {"text": "NaN"}, "ValueError: a result must hold finite numbers only, but it holds NaN"),
         ("raw", {"text": "{"}, "JSONDecodeError: "),
-        ("raw", {"text": "1", "times": pool_module.RESULT_LIMIT + 1}, "ValueError: a result must have at most"),
+        ("raw", {"text": "1", "times": RESULT_LIMIT + 1}, "ValueError: a result must have at most"),
         ("unknown", {}, "KeyError: 'unknown'"),
     ],
 )
@@ -318,11 +319,11 @@ def test_a_driver_without_the_token_cannot_connect(pool: RayPool, tmp_path: Path
 
 JOIN = """
 import sys
-from nas_attn import pool
+from nas_attn import pool, work
 from nas_attn.errors import PoolError
 address, folder = sys.argv[1:]
 with pool.RayPool("pool_targets:serve", workers=1, threads=1, address=address) as joined:
-    joined.submit(pool.Task("a", "echo", "{}"))
+    joined.submit(work.Task("a", "echo", "{}"))
     print(joined.slots, joined.wait(60)[0].lost)
 for wrong in ({"target": "pool_targets:absent", "workers": 1, "threads": 1}, {"target": "pool_targets:serve", "workers": 5}):
     pool.START_TIMEOUT_S = 10 if "threads" in wrong else 2
@@ -365,10 +366,10 @@ import os, signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a parent that ignores it hands that down
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
 from pathlib import Path
-from nas_attn import cluster, pool
+from nas_attn import cluster, pool, work
 with pool.RayPool("pool_targets:serve") as workers:
     folder = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
-    workers.submit(pool.Task("a", "sleep", '{"seconds": 60, "pid_file": "%s"}' % sys.argv[1]))
+    workers.submit(work.Task("a", "sleep", '{"seconds": 60, "pid_file": "%s"}' % sys.argv[1]))
     workers.wait(1)
     print(folder, *cluster._family(folder), flush=True)
     workers.wait(None)

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from nas_attn.errors import InputError, PoolError
-from nas_attn.schedule import Plan, Seat, assign, available_cpus, plan_cluster, plan_workers
+from nas_attn.schedule import Plan, Seat, assign, available_cpus, measuring_node, plan_cluster, plan_workers
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,25 @@ def test_a_cluster_without_room_is_an_error() -> None:
         plan_cluster([node("head", 0)], None, None, None)
     with pytest.raises(InputError, match="there are 0"):
         plan_cluster([node("a", 4)], None, 0.5, None)
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(None, "b"), ("a", "a"), ("host-b", "b"), ("10.0.0.1", "a")])
+def test_latency_is_measured_on_one_node(wanted: str | None, found: str) -> None:
+    nodes = [{"NodeID": n, "NodeManagerHostname": f"host-{n}", "NodeManagerAddress": f"10.0.0.{i}"} for i, n in enumerate("abc", 1)]
+    assert measuring_node(nodes, ["b", "a", "b"], wanted) == found
+
+
+def test_a_latency_node_without_workers_is_refused() -> None:
+    nodes = [{"NodeID": n, "NodeManagerHostname": f"host-{n}", "NodeManagerAddress": f"10.0.0.{i}"} for i, n in enumerate("abc", 1)]
+    with pytest.raises(PoolError, match=r"one of 10\.0\.0\.1, 10\.0\.0\.2, host-a, host-b, but got 'host-c'"):
+        measuring_node(nodes, ["b", "a"], "host-c")
+
+
+def test_exclusive_tasks_run_where_they_may() -> None:
+    both = [Seat(A, "idle", alone=False), Seat(B, "idle")]
+    assert assign([True, False], both) == [(0, 1), (1, 0)]
+    assert assign([True, False], [Seat(A, "idle", alone=False), Seat(B, "busy")]) == [(1, 0)]  # B drains, A is free for others
+    assert assign([True], [Seat(A, "idle", alone=False)]) == []
 
 
 def test_available_cpus_is_at_least_one() -> None:

@@ -19,9 +19,10 @@ from nas_attn import storage, study
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError, StudyError
 from nas_attn.outcome import CHECKPOINT, Failure, Measured, Rejected, Stopped, full_length, outcome_file_text, outcome_to_dict
-from nas_attn.pool import Done, InlinePool
+from nas_attn.pool import InlinePool
 from nas_attn.record import Record, load_study
 from nas_attn.spec import SpaceSpec
+from nas_attn.work import Done
 
 TARGET = "study_targets:serve"
 MIXED = Fake(fails=10, stops=10, slow=20, bad_build=5)

@@ -12,9 +12,10 @@ from verify_targets import WIDTH, executions, serve, study
 from nas_attn.arms import Options, Verification, prepare
 from nas_attn.errors import Interrupted
 from nas_attn.outcome import Failure, Measured
-from nas_attn.pool import Done, InlinePool, Task
+from nas_attn.pool import InlinePool
 from nas_attn.verdict import Evidence, write
 from nas_attn.verify import run
+from nas_attn.work import Done, Task
 
 TARGET = "verify_targets:serve"
 THREE = Options(seeds=3, extra_epochs=2)

@@ -30,10 +30,11 @@ from nas_attn import detector, plan, proxy
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.dataset import NasDataset
 from nas_attn.outcome import Job
-from nas_attn.pool import Pool, Task, open_pool
+from nas_attn.pool import open_pool
 from nas_attn.protocol import recipe_of
 from nas_attn.records import record
 from nas_attn.spec import SpaceSpec
+from nas_attn.work import Pool, Task
 
 ROWS = (2, 4, 6, 8, 13, 16, 19, 22)
 

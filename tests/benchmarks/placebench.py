@@ -29,9 +29,10 @@ import pandas as pd
 from nas_attn import plan, protocol
 from nas_attn.architecture import Architecture
 from nas_attn.outcome import Job, Measured, read_outcome_file
-from nas_attn.pool import Pool, Task, open_pool
+from nas_attn.pool import open_pool
 from nas_attn.space import SearchSpace
 from nas_attn.spec import SpaceSpec
+from nas_attn.work import Pool, Task
 
 TARGET = "nas_attn.evaluate:serve"
 SPACE = Path(__file__).with_name("placebench.yaml")

@@ -1,0 +1,43 @@
+"""The body of a Ray worker: imports the target once, keeps the process's state from task to task, and knows whether files must travel."""
+
+import json
+import os
+import socket
+
+from nas_attn.carry import Annex, sees
+from nas_attn.work import answer, import_target
+
+
+class Worker:
+    """One process. `folder` and `mark` tell it the study's folder and how to know whether it sees it (see `nas_attn.carry`)."""
+
+    def __init__(self, target: str, environment: dict[str, str], folder: str | None, mark: str) -> None:
+        os.environ.update(environment)  # before the target imports torch, which reads the number of threads once
+        self._target, self._folder, self._mark = target, folder, mark
+        self._annex: Annex | None = None
+
+    def start(self) -> str:
+        """JSON: the process, its node, the names of the devices that Ray gave it, and whether the study's files must travel to it."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        self._serve = import_target(self._target)
+        if self._folder is not None and not sees(self._folder, self._mark):
+            self._annex = Annex(self._folder)
+        return json.dumps(
+            {
+                "pid": os.getpid(),
+                "node": node,
+                "name": f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
+                "devices": [f"{node}/{gpu}" for gpu in ray.get_gpu_ids() or ["cpu"]],
+                "travels": self._annex is not None,
+            }
+        )
+
+    def run(self, kind: str, payload: str, paths: tuple[str, ...], *contents: bytes) -> tuple[str | None, str | None, dict[str, bytes]]:
+        """One task, with the files that it reads: its result, or why there is none, and the files that it wrote."""
+        if self._annex is None:
+            return (*answer(self._serve, kind, payload), {})
+        files = dict(zip(paths, contents, strict=True))
+        (result, lost), written = self._annex.work(lambda ours: answer(self._serve, kind, ours), payload, files)
+        return result, lost, written
