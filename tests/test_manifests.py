@@ -1,0 +1,109 @@
+"""The launch material of docs/cluster: valid for Ray, and in agreement with the package's versions and command line."""
+
+import json
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+import typer
+import yaml
+
+from nas_attn.cli import app
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "docs" / "cluster"
+IMAGE = f"nas-attn:{version('nas-attn')}"
+
+
+def job():
+    return yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]
+
+
+def groups():
+    cluster = job()["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def slurm():
+    """The command behind `--` in the Slurm script, as words."""
+    text = (CLUSTER / "slurm.sh").read_text().replace("\\\n", " ")
+    return shlex.split(text.partition(" -- ")[2])
+
+
+def search_options():
+    command = typer.main.get_command(app).commands["search"]
+    return {name for parameter in command.params for name in parameter.opts}
+
+
+@pytest.mark.parametrize("words", [shlex.split(job()["entrypoint"]), slurm()], ids=["rayjob", "slurm"])
+def test_entry_points_are_commands_that_there_are(words):
+    assert words[:2] == ["nas-attn", "search"]
+    assert (ROOT / "search_spaces" / f"{words[2]}.yaml").is_file()
+    assert {word for word in words if word.startswith("--")} <= search_options()
+    assert words[words.index("--address") + 1] == "auto"
+
+
+def test_the_launcher_holds_to_rays_schema():
+    schema = json.loads(files("ray.autoscaler").joinpath("ray-schema.json").read_text())
+    config = yaml.safe_load((CLUSTER / "launcher.yaml").read_text())
+    jsonschema.validate(config, schema)
+    assert config["docker"]["image"] == IMAGE
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (start,) = [command for command in config[commands] if "ray start" in command]
+        assert "RAY_AUTH_TOKEN_PATH=/root/.ray/auth_token" in start
+        assert "--disable-usage-stats" in start
+    assert "/root/.ray/auth_token" in config["file_mounts"]
+
+
+def test_the_job_names_the_pinned_ray_the_image_and_a_token():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    cluster = job()["rayClusterSpec"]
+    assert cluster["rayVersion"] == pins["ray"] == version("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert job()["backoffLimit"] > 0
+    assert job()["shutdownAfterJobFinishes"] is True
+    assert {container["image"] for group in groups() for container in group["template"]["spec"]["containers"]} == {IMAGE}
+
+
+@pytest.mark.parametrize("group", groups(), ids=["head", "gpu"])
+def test_every_pod_asks_for_what_it_may_use_and_mounts_what_the_command_reads(group):
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    volumes = {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert set(mounts) == volumes
+    assert mounts["data"]["readOnly"] is True
+    words = shlex.split(job()["entrypoint"])
+    assert words[words.index("--data") + 1].startswith(mounts["data"]["mountPath"])
+    if "studies" in mounts:  # the head: the driver runs there, and the study outlives it
+        assert words[words.index("--out") + 1].startswith(mounts["studies"]["mountPath"])
+    else:
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+
+
+def test_the_slurm_script_is_a_script_and_makes_its_token_private():
+    script = CLUSTER / "slurm.sh"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    text = script.read_text()
+    assert text.startswith("#!/bin/bash\n")
+    assert "umask 077" in text
+    assert "RAY_AUTH_MODE=token" in text
+    options = subprocess.run(
+        [Path(sys.executable).with_name("ray"), "symmetric-run", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert {"--address", "--min-nodes"} <= {word for word in options.split() if word.startswith("--")}
+
+
+def test_the_image_takes_the_pinned_versions_and_is_tagged_as_the_package():
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert IMAGE in text
+    assert "--constraints constraints.txt --overrides overrides.txt" in text
+    copied = {word for line in text.splitlines() if line.startswith("COPY") for word in line.split()[1:-1]}
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"pyproject.toml", "nas_attn", "search_spaces", "README.md", "LICENSE"} <= copied
