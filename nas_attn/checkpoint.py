@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas_attn.setup import write_atomic
+from nas_attn.files import write_atomic
 
 FORMAT = 1
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError)

@@ -23,11 +23,12 @@ from nas_attn.architecture import Architecture
 from nas_attn.data import labels_fingerprint
 from nas_attn.detector import build, build_architecture, load_weights, silence
 from nas_attn.errors import InputError, TransferError
+from nas_attn.files import write_atomic
 from nas_attn.graph import Edit
 from nas_attn.outcome import CHECKPOINT, Cost, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import Piece, Trained, Training
 from nas_attn.proxy import train as train_model
-from nas_attn.setup import Setup, available_cores, code_version, threads, write_atomic
+from nas_attn.setup import Setup, available_cores, code_version, threads
 
 
 def serve(kind: str, payload: str) -> str:

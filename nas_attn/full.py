@@ -22,10 +22,11 @@ from nas_attn.architecture import Architecture
 from nas_attn.detector import build, build_architecture, read_state, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.evaluate import fitting, measured, training
+from nas_attn.files import write_atomic
 from nas_attn.graph import SCALED, Edit, Graph
 from nas_attn.outcome import Failure, Job, Latency, Outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import train as train_model
-from nas_attn.setup import Setup, threads, write_atomic
+from nas_attn.setup import Setup, threads
 
 TOLERANCE = 0.02
 """A wider base within 2 % of a candidate's latency is as fast."""

@@ -1,10 +1,9 @@
 """What a worker is told once: the study's setup, and the ground rules of devices, threads and files that driver and workers share."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,21 +87,3 @@ def resolved_device(name: str) -> str:
     if wanted[name] != "cpu" and not torch.cuda.is_available():
         raise InputError(f"`--device {name}` needs a CUDA device, but torch sees none; give --device cpu.")
     return wanted[name]
-
-
-def write_atomic(file: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all, also through a power cut: a temporary file, fsync, rename, fsync of the folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    write(temporary)
-    _fsync(temporary)
-    temporary.replace(file)
-    _fsync(file.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

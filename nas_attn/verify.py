@@ -14,11 +14,11 @@ from typing import Any
 from nas_attn.architecture import Architecture
 from nas_attn.arms import BASE, EXTRA, WIDER, Arm, Verification
 from nas_attn.errors import Interrupted, PoolError, StudyError
+from nas_attn.files import write_atomic
 from nas_attn.full import OUTCOME, TOLERANCE, WEIGHTS
 from nas_attn.outcome import Failure, Job, Measured, Outcome, read_outcome_file
 from nas_attn.protocol import deadline_s, lost_failure, read_outcome, words
 from nas_attn.proxy import write_list
-from nas_attn.setup import write_atomic
 from nas_attn.study import Event
 from nas_attn.verdict import Evidence
 from nas_attn.work import Done, Pool, Task
