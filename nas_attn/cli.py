@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from nas_attn.cli_simulate import simulate
+from nas_attn.cli_storage import StorageUrl, forget_url, hide_url
 from nas_attn.cli_verify import verify
 from nas_attn.errors import InputError, Interrupted, NasAttnError
 
@@ -30,13 +31,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")
 Rule = Annotated[str, typer.Option("--rule", help="knee, best, fastest or 1se.")]
 MaxRatio = Annotated[float | None, typer.Option("--max-latency-ratio", help="Only what is at most this slow, the base being 1.")]
 Imports = Annotated[list[str] | None, typer.Option("--import", help="A module of yours whose @mechanism classes join the table.")]
-StorageUrl = Annotated[
-    str | None, typer.Option("--storage", envvar="NAS_ATTN_STORAGE", help="URL of the study's storage; default: SQLite in its folder.")
-]
 
 
 def main() -> None:
     """Run the command line; errors become one line and an exit code, with a traceback under --debug."""
+    hide_url()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -183,6 +182,7 @@ def search(
     from nas_attn.progress import Watch
     from nas_attn.spec import SpaceSpec
 
+    forget_url()
     detector.silence()
     _import(imports)
     if dry_run:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nas_attn.cli_storage import StorageUrl, forget_url
+
 if TYPE_CHECKING:
     from nas_attn.arms import Verification
     from nas_attn.verdict import Evidence
@@ -35,7 +37,7 @@ def verify(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
     latency_node: Annotated[str | None, typer.Option(help="The node on which latency is measured: host name or address.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default: the search's.")] = None,
-    storage: Annotated[str | None, typer.Option(envvar="NAS_ATTN_STORAGE", help="URL of the study's storage.")] = None,
+    storage: StorageUrl = None,
     imports: Annotated[list[str] | None, typer.Option("--import", help="A module of yours whose mechanisms the study uses.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained.")] = False,
 ) -> None:
@@ -49,6 +51,7 @@ def verify(
     from nas_attn.record import load_study
     from nas_attn.setup import resolved_device
 
+    forget_url()
     console = Console(highlight=False)
     detector.silence()
     custom.load(imports or [], str(Path.cwd()))
