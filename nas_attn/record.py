@@ -4,6 +4,7 @@ Every write is one storage transaction that may be the last before a kill; what 
 A trial's attributes: `architecture`, `digest`, `recipe`, `cost`, `attempts`, `losses`, `results`, `controls`, `kind`, `verdict`.
 The study's attributes: `settings`, `objectives`, `owner`, `command`, `fit`, and `repeats:<number>` for each trial that was trained with
 further seeds after it had been told (`seeds` that were begun, `attempts`, `losses`, `results`), since what was told cannot be changed.
+All of it is kept once more in files (`nas_attn.ledger`).
 """
 
 import json
@@ -36,7 +37,7 @@ from nas_attn.outcome import (
 )
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
-from nas_attn.storage import Storage
+from nas_attn.storage import STORAGE_ERRORS, Storage, unreadable
 
 _REPEATS = "repeats:"
 _FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
@@ -109,6 +110,11 @@ class Record:
     def fresh(self) -> bool:
         """Whether this opening began the study."""
         return self._stored.fresh
+
+    @property
+    def warning(self) -> str | None:
+        """Whose place this driver took, if that of one elsewhere that fell silent."""
+        return None if self._stored.lock is None else self._stored.lock.warning
 
     @property
     def trials(self) -> Mapping[int, Trial]:
@@ -290,6 +296,8 @@ def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
     stored = Storage.read(Path(folder), storage)
     try:
         return _snapshot(stored)
+    except STORAGE_ERRORS as error:
+        raise unreadable(stored.folder, error) from error
     finally:
         stored.close()
 

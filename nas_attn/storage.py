@@ -4,16 +4,15 @@ It knows trials, attributes and states, and nothing of what a search is.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -22,14 +21,16 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from nas_attn.address import hidden, is_server, require_safe, without_secrets
 from nas_attn.errors import NasAttnError, StudyError
+from nas_attn.ledger import Ledger
+from nas_attn.lock import FolderLock
+from nas_attn.server_lock import ServerLock
 
 T = TypeVar("T")
 
 PAUSES_S = (0.1, 0.5, 2.0, 10.0, 30.0, 60.0)
 """Waits between attempts to write: a locked or full storage may come back, and results are kept meanwhile."""
-ORPHANS_S = 10.0
-"""How long the lock of a driver that died may be held on by children that it left."""
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
 """Of SQLite: WAL lets a report read while the driver writes; FULL keeps every told trial through a power cut."""
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
@@ -37,33 +38,34 @@ STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlch
 
 @dataclass(slots=True, kw_only=True)
 class Storage:
-    """A study in its storage, read and written without knowing what a search is."""
+    """A study in its storage, read and written without knowing what a search is. What is written is noted in the ledger as well."""
 
     folder: Path
     study: optuna.Study
     storage: RDBStorage
-    lock: IO[str] | None = None
+    lock: FolderLock | None = None
+    server_lock: ServerLock | None = None
     fresh: bool = False
+    ledger: Ledger = field(init=False)
 
     @classmethod
     def drive(
         cls, folder: Path, settings: Mapping[str, Any], objectives: Mapping[str, str], storage: str | None, name: str | None
     ) -> "Storage":
         """For writing, under the lock."""
+        url = require_safe(storage) if storage is not None else file_url(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
-            lock = undo.enter_context(_lock(folder))
-            owned = _owned(folder, name)
-            rdb = _connect(storage or _file_url(folder))
-            undo.callback(_disconnect, rdb)
-            directions = [StudyDirection[direction.upper()] for direction in objectives.values()]
-            study = persist(
-                lambda: optuna.create_study(
-                    storage=rdb, study_name=owned["name"], directions=directions, load_if_exists=True, sampler=RandomSampler(seed=0)
-                )
-            )
-            stored = cls(folder=folder, study=study, storage=rdb, lock=lock)
+            lock = undo.enter_context(contextlib.closing(FolderLock.take(folder)))
+            owned = identity(folder, name)
+            server_lock = undo.enter_context(contextlib.closing(ServerLock.take(url, owned["name"]))) if is_server(url) else None
+            rdb = connect(url)
+            undo.callback(disconnect, rdb)
+            study = create(rdb, owned["name"], objectives)
+            stored = cls(folder=folder, study=study, storage=rdb, lock=lock, server_lock=server_lock)
+            stored.ledger.require_not_ahead(study.user_attrs, study.get_trials(deepcopy=False))
             stored._agree({"owner": owned["owner"], "objectives": dict(objectives), "settings": dict(settings)})
+            stored.ledger.agree(study.user_attrs, study.get_trials(deepcopy=False))
             undo.pop_all()
         return stored
 
@@ -72,7 +74,7 @@ class Storage:
         """For reading, without a lock."""
         if storage is None and not (folder / "study.db").is_file():
             raise StudyError(f"A study's folder must hold `study.db`, but {folder} does not; name another, or give the study's storage.")
-        rdb = _connect(storage or _file_url(folder), skip_table_creation=True)
+        rdb = connect(require_safe(storage) if storage is not None else file_url(folder), skip_table_creation=True)
         try:
             names = optuna.get_all_study_names(rdb)
             mark = folder / "study.json"
@@ -84,8 +86,11 @@ class Storage:
                 raise StudyError(f"A study must have settings, but {name!r} was killed before it had; begin it again.")
             return cls(folder=folder, study=study, storage=rdb)
         except (*STORAGE_ERRORS, ValueError) as error:
-            _disconnect(rdb)
-            raise error if isinstance(error, StudyError) else StudyError(f"{folder} must hold a study, but: {error}") from error
+            disconnect(rdb)
+            raise error if isinstance(error, StudyError) else unreadable(folder, error) from error
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger.of(self.folder)
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -94,11 +99,13 @@ class Storage:
 
     def set_study_attribute(self, name: str, value: Any) -> None:
         """One attribute of the study."""
-        persist(lambda: self.study.set_user_attr(name, value))
+        self._write(lambda: self.study.set_user_attr(name, value))
+        self.ledger.set_study(name, value)
 
     def set_attribute(self, number: int, name: str, value: Any) -> None:
         """One attribute of a RUNNING trial."""
-        persist(lambda: self.storage.set_trial_user_attr(trial_id(self.study, self.storage, number), name, value))
+        self._write(lambda: self.storage.set_trial_user_attr(trial_id(self.study, self.storage, number), name, value))
+        self.ledger.set(number, name, value)
 
     def add(self, number: int, template: FrozenTrial) -> None:
         """A trial in one transaction, once, even if the first try's answer was lost."""
@@ -107,27 +114,39 @@ class Storage:
             if len(self.study.get_trials(deepcopy=False)) == number:
                 self.study.add_trial(template)
 
-        persist(write)
+        self._write(write)
+        self.ledger.add(number, template)
 
     def finish(self, number: int, state: TrialState, values: Mapping[str, float] | None, constraints: Mapping[str, float]) -> None:
         """Constraints, then the state."""
-        persist(lambda: set_constraints(self.study, self.storage, number, constraints))
+        self._write(lambda: set_constraints(self.study, self.storage, number, constraints))
         told = None if values is None else list(values.values())
-        persist(lambda: self.study.tell(number, told, state=state, skip_if_finished=True))
+        self._write(lambda: self.study.tell(number, told, state=state, skip_if_finished=True))
+        self.ledger.finish(number, persist(lambda: self.storage.get_trial(trial_id(self.study, self.storage, number))))
 
     def close(self) -> None:
-        """Gives lock and connections back."""
-        _disconnect(self.storage)
-        if self.lock is not None:
-            self.lock.close()
+        """Gives locks and connections back."""
+        disconnect(self.storage)
+        for lock in (self.server_lock, self.lock):
+            if lock is not None:
+                lock.close()
+
+    def _write(self, action: Callable[[], T]) -> T:
+        """Writes while this driver holds its locks, and only then."""
+
+        def write() -> T:
+            for lock in (self.lock, self.server_lock):
+                if lock is not None:
+                    lock.require()
+            return action()
+
+        return persist(write)
 
     def _agree(self, ours: Mapping[str, Any]) -> None:
         """Writes what identifies a new study, or compares it with a stored one's. `settings` are written last: with them it is begun."""
         theirs = self.study.user_attrs
         if "settings" not in theirs:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # names of objectives, for Optuna's own tools
-                self.study.set_metric_names(list(ours["objectives"]))
+            name_objectives(self.study, ours["objectives"])
             for name, value in ours.items():
                 self.set_study_attribute(name, value)
             self.fresh = True
@@ -157,7 +176,7 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Itera
     return rows
 
 
-def _owned(folder: Path, name: str | None) -> dict[str, str]:
+def identity(folder: Path, name: str | None) -> dict[str, str]:
     """The study's name and its owner's mark, kept in the folder: two folders can never drive one study of a shared storage."""
     mark = folder / "study.json"
     if not mark.is_file():
@@ -170,43 +189,48 @@ def _owned(folder: Path, name: str | None) -> dict[str, str]:
     return owned
 
 
-def _lock(folder: Path) -> IO[str]:
-    file = (folder / "driver.lock").open("a+")
-    end = time.monotonic() + ORPHANS_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            pid = file.read().strip()
-            if (pid and Path(f"/proc/{pid}").exists()) or time.monotonic() > end:
-                file.close()
-                raise StudyError(
-                    f"One driver at a time may run a study, but process {pid} drives {folder}; wait for it or stop it."
-                ) from None
-            time.sleep(0.1)  # the driver is dead, and a child of it holds the lock until it notices
-        else:
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            return file
+def unreadable(folder: Path, error: Exception) -> StudyError:
+    """What to do about a storage that holds no study any more."""
+    return StudyError(
+        f"{folder} must hold a study, but: {' '.join(str(error).split())[:400]}; where its storage is lost or broken, "
+        f"`nas-attn rebuild {folder}` makes it anew."
+    )
 
 
-def _file_url(folder: Path) -> str:
+def create(rdb: RDBStorage, name: str, objectives: Mapping[str, str]) -> optuna.Study:
+    """The study of that name, which is there or is begun."""
+    directions = [StudyDirection[direction.upper()] for direction in objectives.values()]
+    return persist(
+        lambda: optuna.create_study(storage=rdb, study_name=name, directions=directions, load_if_exists=True, sampler=RandomSampler(seed=0))
+    )
+
+
+def name_objectives(study: optuna.Study, objectives: Iterable[str]) -> None:
+    """Names of objectives, for Optuna's own tools."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(objectives))
+
+
+def file_url(folder: Path) -> str:
+    """Where a study is kept by default: SQLite in its folder."""
     return f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
-def _connect(url: str, skip_table_creation: bool = False) -> RDBStorage:
+def connect(url: str, skip_table_creation: bool = False) -> RDBStorage:
+    """A storage, opened as a study needs it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sqlite = url.startswith("sqlite")
-    options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
+    sqlite = not is_server(url)
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     try:
         if sqlite and not skip_table_creation:
             _run_pragmas(url, options)
         rdb = RDBStorage(url, engine_kwargs=options, skip_table_creation=skip_table_creation)
     except (*STORAGE_ERRORS, ImportError, ValueError) as error:
+        words = without_secrets(str(getattr(error, "orig", None) or error).partition("\n")[0], url)
         raise StudyError(
-            f"The storage {_hidden(url)} must be reachable, but: {type(error).__name__}; check the URL and its driver."
+            f"The storage {hidden(url)} must be reachable, but: {type(error).__name__}: {words}; check the URL, or, where a study's file "
+            "is broken, make it anew with `nas-attn rebuild`."
         ) from None
     if sqlite and not skip_table_creation:
         sqlalchemy.event.listen(rdb.engine, "connect", _harden)
@@ -222,24 +246,19 @@ def _run_pragmas(url: str, options: dict[str, Any]) -> None:
     engine.dispose()
 
 
-def _hidden(url: str) -> str:
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return "given"
-
-
 def _harden(connection: Any, _record: object) -> None:
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def _disconnect(rdb: RDBStorage) -> None:
+def disconnect(rdb: RDBStorage) -> None:
+    """Gives every connection back."""
     rdb.remove_session()
     rdb.engine.dispose()
 
 
 def persist(action: Callable[[], T]) -> T:
+    """Does it, again after a while where the storage does not take it."""
     for pause in PAUSES_S:
         try:
             return action()

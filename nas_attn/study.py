@@ -50,7 +50,7 @@ MAX_REJECTIONS = 200
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened: `kind` is one of `fit`, `fitted`, `asked`, `measured`, `rejected`, `train`, `trained`, `told`, `lost`,
-    `adopted`, `unusable`, `late`, `exhausted`. `done` of `total` trials have counted by then.
+    `adopted`, `unusable`, `late`, `exhausted`, `took over`. `done` of `total` trials have counted by then.
     """
 
     kind: str
@@ -81,11 +81,11 @@ def run(
 ) -> Snapshot:
     """Searches `space` in `folder` until `trials` trials, the base among them, were measured or stopped, or the space is exhausted.
 
-    `setup` is what workers need besides the job, as plain JSON values; `controls` are trained beside the base if `spec.controls`;
-    a training may take `deadline_s`, or twenty times what the fit lets expect; `command` is kept for reports.
-    With `fidelity` `racing` candidates are trained rung by rung and stopped where even an optimist sees no use in more (`nas_attn.racing`).
-    When the trials have counted, up to `repeats` extra trainings follow, each of the trial and the seed that `next_repeat` names.
-    A study that is there already goes on. The pool stays open.
+    `setup` is what workers need besides the job, as plain JSON values; `controls` are trained beside the base if `spec.controls`; a
+    training may take `deadline_s`, or twenty times what the fit lets expect; `command` is kept for reports. With `fidelity` `racing`
+    candidates are trained rung by rung and stopped where even an optimist sees no use in more (`nas_attn.racing`). When the trials have
+    counted, up to `repeats` extra trainings follow, each of the trial and the seed that `next_repeat` names. A study that is there
+    already goes on. The pool stays open.
 
     Raises:
         InputError: fewer than one trial or no repeats, no such sampler or fidelity.
@@ -111,9 +111,8 @@ def run(
         name=name,
         command=command,
     )
-    chosen = tuple(controls) if spec.controls else ()
     with record:
-        driver = _Driver(record, spec, setup, pool, trials, chosen, rungs, deadline_s, on_event or (lambda _: None))
+        driver = _Driver(record, spec, setup, pool, trials, controls, rungs, deadline_s, on_event or (lambda _: None))
         try:
             driver.fit()
             driver.search()
@@ -134,13 +133,14 @@ class _Driver:
         setup: Mapping[str, Any],
         pool: Pool,
         total: int,
-        controls: tuple[Control, ...],
+        controls: Sequence[Control],
         rungs: tuple[int, ...],
         deadline_s: float,
         on_event: Callable[[Event], None],
     ) -> None:
         self.record, self.spec, self.setup, self.total = record, spec, dict(setup), total
-        self.controls, self.rungs, self.deadline_s, self.on_event = controls, rungs, deadline_s, on_event
+        self.controls = tuple(controls) if spec.controls else ()
+        self.rungs, self.deadline_s, self.on_event = rungs, deadline_s, on_event
         self.flights = Flights(pool, setup)
         self.ready: deque[tuple[int, Job]] = deque()
         self.exhausted = False
@@ -159,6 +159,8 @@ class _Driver:
 
     def fit(self) -> None:
         """Fits the base, unless the record holds a fit. A worker returns an earlier fit of this folder by itself."""
+        if self.record.warning is not None:
+            self.emit("took over", self.record.warning)
         if self.record.fresh:
             # A fit that another, deleted study left here was made from other data.
             (self.record.folder / "base" / "fit.json").unlink(missing_ok=True)
@@ -168,15 +170,13 @@ class _Driver:
             self.emit("fitted", "the base is fitted")
 
     def _fitted(self) -> Mapping[str, Any]:
-        lost: str | None = None
         for attempt in range(1, MAX_LOSSES + 1):
             self.flights.fit(attempt)
             _, done = self.flights.wait()[0]
             if done.result is not None:
                 return read_fit(done.result)
-            lost = done.lost
-            self.emit("lost", f"fit of the base, attempt {attempt}: {lost}")
-        raise NasAttnError(f"The base must be fitted before any trial, but {MAX_LOSSES} attempts were lost; the last: {lost}")
+            self.emit("lost", f"fit of the base, attempt {attempt}: {done.lost}")
+        raise NasAttnError(f"The base must be fitted before any trial, but {MAX_LOSSES} attempts were lost; the last: {done.lost}")
 
     # -- the loop --------------------------------------------------------------------------------------------------------------------------
 

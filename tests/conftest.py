@@ -1,9 +1,11 @@
-"""One small real study that several tests read: two modules on yolo11n, drawn digits, trained for an epoch or two in this process."""
+"""What several tests share: a database server, and one small real study of two modules on yolo11n, trained in this process."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import Server, server
 
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
@@ -20,6 +22,13 @@ proxy: {epochs: 2, imgsz: 64, batch: 8}
 latency: {blocks: 3, calibrations: 2, retries: 0}
 base_seeds: 2
 """
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server of this session's own."""
+    with server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

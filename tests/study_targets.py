@@ -13,6 +13,8 @@ from typing import Any
 
 import optuna
 
+from nas_attn import record
+from nas_attn.address import require_safe
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.outcome import (
     CHECKPOINT,
@@ -23,6 +25,7 @@ from nas_attn.outcome import (
     Measured,
     Outcome,
     Recipe,
+    Snapshot,
     Stopped,
     Trial,
     outcome_file_text,
@@ -52,9 +55,28 @@ SETTINGS = {"spec": {"seed": 0, "proxy": {"epochs": 6}}, "space": "abc"}
 LIMITS = {"latency_ratio": 1.3, "params_m": 4.0}
 
 
+class Shelf:
+    """Where the studies of a test are kept: `url` is None for SQLite in their folders."""
+
+    url: str | None = None
+
+
+def load_study(folder: Path, storage: str | None = None) -> Snapshot:
+    """As `record.load_study`, from the test's storage."""
+    return record.load_study(folder, storage or Shelf.url)
+
+
 def open_record(folder: Path, **changes: Any) -> Record:
-    """A record of that space."""
-    options = {"settings": SETTINGS, "objectives": OBJECTIVES, "space": space(), "sampler": "random", "seed": 0, "limits": LIMITS}
+    """A record of that space, in the test's storage."""
+    options = {
+        "storage": Shelf.url,
+        "settings": SETTINGS,
+        "objectives": OBJECTIVES,
+        "space": space(),
+        "sampler": "random",
+        "seed": 0,
+        "limits": LIMITS,
+    }
     return Record.open(folder, **{**options, **changes})
 
 
@@ -73,7 +95,8 @@ def tell_next(record: Record, verdict: Outcome, trial_cost: Cost | None = None) 
 
 def stored_study(folder: Path) -> optuna.Study:
     """The same study as Optuna alone sees it."""
-    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
+    url = require_safe(Shelf.url) if Shelf.url else f"sqlite:///{folder / 'study.db'}"
+    return optuna.load_study(study_name=folder.name, storage=url)
 
 
 @dataclass(frozen=True)

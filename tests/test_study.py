@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from study_targets import BASE, Fake, FakePool, executions, measured, score, serve, setup, space, stored_study, train
 
-from nas_attn import storage, study
+from nas_attn import files, storage, study
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError, StudyError
 from nas_attn.outcome import CHECKPOINT, Failure, Measured, Rejected, Stopped, full_length, outcome_file_text, outcome_to_dict
@@ -32,6 +32,7 @@ RACED = Fake(fails=10, slow=20, bad_build=5, curves=True)
 @pytest.fixture(autouse=True)
 def _no_waits_for_the_disk(monkeypatch):
     monkeypatch.setattr(storage, "PRAGMAS", ("journal_mode=WAL", "synchronous=OFF"))
+    monkeypatch.setattr(files, "_fsync", lambda _: None)
 
 
 def _spec(**changes):

@@ -1,0 +1,121 @@
+"""The lock of a study on a PostgreSQL server, which admits one driver whatever folder or machine it runs in.
+
+It is the server's advisory lock, which lives as long as the connection that took it: a driver that ends, or a machine that falls silent,
+frees it. Where the connection was lost, the driver takes the lock anew before it writes again, and stops if another has driven the study
+meanwhile: each leaves its own mark in the study, in the lock's first moment.
+"""
+
+import hashlib
+import os
+import socket
+import uuid
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy.pool import NullPool
+
+from nas_attn.address import hidden, without_secrets
+from nas_attn.errors import NasAttnError, StudyError
+
+SILENCE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
+"""After a minute without an answer the server ends a connection, and with it the lock."""
+_MARK = "CREATE TABLE IF NOT EXISTS nas_attn_drivers (key BIGINT PRIMARY KEY, mark TEXT NOT NULL)"
+_SET = "INSERT INTO nas_attn_drivers (key, mark) VALUES (:key, :mark) ON CONFLICT (key) DO UPDATE SET mark = EXCLUDED.mark"
+_HOLDER = """
+SELECT application_name, EXTRACT(EPOCH FROM now() - backend_start)::int FROM pg_stat_activity
+WHERE pid IN (
+  SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND ((classid::bigint << 32) | objid::bigint) = :key
+)
+"""
+
+
+class ServerLock:
+    """The advisory lock of one study, held from `take` to `close` on a connection of its own."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url, self._name, self._mark = url, name, uuid.uuid4().hex
+        self._key = int.from_bytes(hashlib.sha256(f"nas_attn:{name}".encode()).digest()[:8], signed=True)
+        who = f"process {os.getpid()} on host {socket.gethostname()}"
+        # One line of application_name has 63 bytes; it is what a refused driver is told.
+        options = {"application_name": who[:63], "keepalives_idle": 30, "connect_timeout": 10}
+        self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=options)
+        self._connection: sqlalchemy.Connection | None = None
+
+    @classmethod
+    def take(cls, url: str, name: str) -> "ServerLock":
+        """Takes the lock of the study `name`.
+
+        Raises:
+            StudyError: another driver holds it, or the server cannot be reached.
+        """
+        lock = cls(url, name)
+        try:
+            lock._connect()
+            lock._run(_MARK)
+            lock._run(_SET, mark=lock._mark)
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            lock.close()
+            words = without_secrets(str(getattr(error, "orig", error)), url)
+            raise StudyError(
+                f"The storage {hidden(url)} must be reachable and admit one driver, but: {words}; check the URL and its user's rights."
+            ) from None
+        except BaseException:
+            lock.close()
+            raise
+        return lock
+
+    def require(self) -> None:
+        """Before a write: the lock is held, anew where the connection was lost.
+
+        Raises:
+            NasAttnError: another driver drives the study, or has driven it since.
+            SQLAlchemyError: the server is away; a later try may find it.
+        """
+        if self._connection is not None:
+            try:
+                self._run("SELECT 1")
+                return
+            except sqlalchemy.exc.SQLAlchemyError:
+                self._drop()
+        try:
+            self._connect()
+        except StudyError as error:
+            raise NasAttnError(f"The connection that held the study's lock was lost, and meanwhile: {error}") from None
+        if self._run("SELECT mark FROM nas_attn_drivers WHERE key = :key") != self._mark:
+            self.close()
+            raise NasAttnError(
+                f"One driver at a time may run a study, but while the connection was lost another has driven {self._name!r}; "
+                "run the same command again to go on from there."
+            )
+
+    def close(self) -> None:
+        """Gives the lock and the connection back."""
+        self._drop()
+        self._engine.dispose()
+
+    def _connect(self) -> None:
+        self._connection = self._engine.connect()
+        for name, value in SILENCE.items():
+            self._run(f"SET {name} = {value}")
+        if not self._run("SELECT pg_try_advisory_lock(:key)"):
+            found = self._connection.execute(sqlalchemy.text(_HOLDER), {"key": self._key}).first()
+            self._drop()
+            who, since = found if found else ("another", 0)
+            raise StudyError(
+                f"One driver at a time may run a study, but {who} drives {self._name!r} in this storage, connected for {since} s; "
+                "wait for it or stop it."
+            )
+
+    def _run(self, text: str, **values: Any) -> Any:
+        if self._connection is None:
+            raise sqlalchemy.exc.InvalidRequestError("the lock's connection is closed")
+        result = self._connection.execute(sqlalchemy.text(text), {"key": self._key, **values} if ":key" in text else values)
+        return result.scalar() if result.returns_rows else None
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.invalidate()  # at once, whether or not the server still answers
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,111 @@
+"""The lock of a folder: who is told what, whose place may be taken, and that one who lost it writes no more."""
+
+import json
+import os
+import time
+from dataclasses import asdict, replace
+
+import pytest
+from study_targets import RECIPE, open_record
+
+from nas_attn import files, lock, storage
+from nas_attn.errors import NasAttnError, StudyError
+from nas_attn.lock import FolderLock, Holder
+
+ELSEWHERE = Holder(host="node-3", boot="another", pid=4711, birth="1", started=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_waits_for_the_disk(monkeypatch):
+    monkeypatch.setattr(storage, "PRAGMAS", ("journal_mode=WAL", "synchronous=OFF"))
+    monkeypatch.setattr(files, "_fsync", lambda _: None)
+
+
+def _leave(folder, holder, age_s):
+    """What a driver on another machine leaves where the kernel's lock is not shared."""
+    file = folder / lock.NAME
+    file.write_text(json.dumps(asdict(holder)))
+    os.utime(file, (time.time() - age_s,) * 2)
+
+
+def test_a_lock_says_who_holds_it_and_is_empty_when_it_was_given_back(tmp_path):
+    held = FolderLock.take(tmp_path)
+    holder = Holder.read((tmp_path / lock.NAME).read_text())
+    assert holder is not None
+    assert (holder.pid, holder.boot) == (os.getpid(), Holder.here().boot)
+    assert holder.near
+    assert not holder.gone()
+    assert replace(holder, birth="1").gone()  # the same number, another process
+    held.close()
+    assert (tmp_path / lock.NAME).read_text() == ""
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+
+
+def test_a_driver_elsewhere_that_lives_is_not_disturbed_though_the_kernel_gives_its_lock(tmp_path):
+    _leave(tmp_path, ELSEWHERE, 4)
+    with pytest.raises(StudyError, match=r"process 4711 on host node-3 drives .*, last sign of life \d s ago; wait for it or stop it"):
+        FolderLock.take(tmp_path)
+    assert Holder.read((tmp_path / lock.NAME).read_text()) == ELSEWHERE
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+    with pytest.raises(StudyError, match="after 300 s of silence its place is free"):
+        open_record(tmp_path)
+
+
+def test_the_place_of_one_elsewhere_that_fell_silent_is_taken_with_a_warning(tmp_path):
+    _leave(tmp_path, ELSEWHERE, lock.STALE_S + 60)
+    with open_record(tmp_path) as record:
+        assert record.warning == "took over from process 4711 on host node-3, whose last sign of life is 6 min old"
+    with open_record(tmp_path) as record:
+        assert record.warning is None
+
+
+def test_a_driver_that_died_here_leaves_its_place_at_once(tmp_path):
+    _leave(tmp_path, replace(Holder.here(), birth="1"), 1)
+    held = FolderLock.take(tmp_path)
+    assert held.warning is None
+    held.close()
+
+
+@pytest.mark.parametrize("text", ["", "4711", "[]", '{"host": "node-3"}', "{"])
+def test_a_lock_without_a_readable_name_is_as_free_as_the_kernel_says(tmp_path, text):
+    (tmp_path / lock.NAME).write_text(text)
+    FolderLock.take(tmp_path).close()
+
+
+def test_the_sign_of_life_is_renewed_while_the_driver_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    held = FolderLock.take(tmp_path)
+    file = tmp_path / lock.NAME
+    os.utime(file, (0, 0))
+    end = time.monotonic() + 30
+    while file.stat().st_mtime == 0 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert time.time() - file.stat().st_mtime < 60
+    held.close()
+    os.utime(file, (0, 0))
+    time.sleep(0.2)
+    assert file.stat().st_mtime == 0
+
+
+def test_a_driver_whose_place_was_taken_writes_no_more_and_leaves_the_other_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.0)
+    monkeypatch.setattr(FolderLock, "_live", lambda _: None)
+    with open_record(tmp_path) as record:
+        record.ask(RECIPE)
+        _leave(tmp_path, ELSEWHERE, 0)  # it was suspended, and a driver elsewhere took over
+        with pytest.raises(NasAttnError, match=r"process 4711 on host node-3 has taken .* over"):
+            record.ask(RECIPE)
+        with pytest.raises(NasAttnError, match="has taken"):
+            record.save_fit({})
+        assert len(record.snapshot().trials) == 1
+    assert Holder.read((tmp_path / lock.NAME).read_text()) == ELSEWHERE
+
+
+def test_a_thread_that_beats_for_a_lost_place_does_not_renew_the_others_sign(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    held = FolderLock.take(tmp_path)
+    _leave(tmp_path, ELSEWHERE, 1000)
+    before = (tmp_path / lock.NAME).stat().st_mtime
+    time.sleep(0.3)
+    assert (tmp_path / lock.NAME).stat().st_mtime == before
+    held.close()
