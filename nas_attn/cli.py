@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from nas_attn.cli_simulate import simulate
-from nas_attn.cli_storage import StorageUrl, forget_url, hide_url
+from nas_attn.cli_storage import StorageUrl, forget_url, hide_url, rebuild
 from nas_attn.cli_verify import verify
 from nas_attn.errors import InputError, Interrupted, NasAttnError
 
@@ -289,6 +289,7 @@ def train(
 
 _command(verify)
 _command(simulate)
+_command(rebuild)
 
 
 def _import(modules: list[str] | None) -> None:

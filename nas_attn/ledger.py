@@ -84,9 +84,9 @@ class Ledger:
             page = _page(frozen.number, frozen)
             if not frozen.state.is_finished():
                 self._pages[frozen.number] = page
-            if self._text(self._file(frozen.number)) != _dumped(page):
+            if self._text(self.file(frozen.number)) != _dumped(page):
                 self._choices(frozen)
-                self._write(self._file(frozen.number), page)
+                self._write(self.file(frozen.number), page)
 
     # -- reading ---------------------------------------------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class Ledger:
 
     def torn(self) -> list[str]:
         """The files of trials that cannot be read."""
-        whole = {self._file(number) for number in self.pages()}
+        whole = {self.file(number) for number in self.pages()}
         return [file.name for file in sorted(self.folder.glob("trial-*.json")) if file not in whole]
 
     def templates(self) -> dict[int, FrozenTrial]:
@@ -134,9 +134,10 @@ class Ledger:
             self._write(self.folder / "genes.json", {"schema": SCHEMA, "genes": self._genes})
 
     def _turn(self, number: int) -> None:
-        self._write(self._file(number), self._pages[number])
+        self._write(self.file(number), self._pages[number])
 
-    def _file(self, number: int) -> Path:
+    def file(self, number: int) -> Path:
+        """Where a trial is kept."""
         return self.folder / f"trial-{number:05}.json"
 
     def _study_file(self, name: str) -> Path:
@@ -180,7 +181,7 @@ def _ended(page: Mapping[str, Any]) -> bool:
 
 
 def _dumped(page: Mapping[str, Any]) -> str:
-    return json.dumps(page, sort_keys=True)
+    return json.dumps(page)  # in the order of its keys: that of a study's objectives counts
 
 
 def _loaded(text: str) -> dict[str, Any] | None:

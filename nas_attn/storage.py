@@ -57,6 +57,8 @@ class Storage:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
             lock = undo.enter_context(contextlib.closing(FolderLock.take(folder)))
+            if storage is None and not (folder / "study.db").exists():
+                Ledger.of(folder).require_not_ahead({}, ())  # before there is an empty one in its place
             owned = identity(folder, name)
             server_lock = undo.enter_context(contextlib.closing(ServerLock.take(url, owned["name"]))) if is_server(url) else None
             rdb = connect(url)
@@ -212,9 +214,33 @@ def name_objectives(study: optuna.Study, objectives: Iterable[str]) -> None:
         study.set_metric_names(list(objectives))
 
 
-def file_url(folder: Path) -> str:
+def write_anew(url: str, owned: Mapping[str, str], attributes: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> None:
+    """A whole study in a storage that has none of its name, or one that was not begun to its end: `settings` are written last.
+
+    Raises:
+        StudyError: the storage holds another's study of that name.
+    """
+    rdb, name, objectives = connect(url), owned["name"], attributes["objectives"]
+    try:
+        if name in optuna.get_all_study_names(rdb):
+            former = optuna.load_study(study_name=name, storage=rdb)
+            if former.get_trials(deepcopy=False) and former.user_attrs.get("owner") != owned["owner"]:
+                raise StudyError(f"A study needs a name of its own, but {hidden(url)} holds another {name!r}; give another storage.")
+            optuna.delete_study(study_name=name, storage=rdb)
+        study = create(rdb, name, objectives)
+        name_objectives(study, objectives)
+        study.set_user_attr("owner", owned["owner"])
+        for trial in trials:
+            study.add_trial(trial)
+        for key in sorted(attributes.keys() - {"owner"}, key=lambda key: key == "settings"):
+            study.set_user_attr(key, attributes[key])
+    finally:
+        disconnect(rdb)
+
+
+def file_url(folder: Path, name: str = "study.db") -> str:
     """Where a study is kept by default: SQLite in its folder."""
-    return f"sqlite:///{(folder / 'study.db').resolve()}"
+    return f"sqlite:///{(folder / name).resolve()}"
 
 
 def connect(url: str, skip_table_creation: bool = False) -> RDBStorage:
@@ -225,7 +251,11 @@ def connect(url: str, skip_table_creation: bool = False) -> RDBStorage:
     try:
         if sqlite and not skip_table_creation:
             _run_pragmas(url, options)
+        if not sqlite and skip_table_creation:
+            _require_tables(url)  # a storage that Optuna refuses would leave its connection open
         rdb = RDBStorage(url, engine_kwargs=options, skip_table_creation=skip_table_creation)
+    except StudyError:
+        raise
     except (*STORAGE_ERRORS, ImportError, ValueError) as error:
         words = without_secrets(str(getattr(error, "orig", None) or error).partition("\n")[0], url)
         raise StudyError(
@@ -236,6 +266,13 @@ def connect(url: str, skip_table_creation: bool = False) -> RDBStorage:
         sqlalchemy.event.listen(rdb.engine, "connect", _harden)
         rdb.engine.dispose()  # the connection that made the tables was opened without
     return rdb
+
+
+def _require_tables(url: str) -> None:
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
+    with engine.connect() as connection:
+        if not sqlalchemy.inspect(connection).has_table("studies"):
+            raise StudyError(f"The storage {hidden(url)} must hold a study, but it holds none; name another, or begin one.")
 
 
 def _run_pragmas(url: str, options: dict[str, Any]) -> None:

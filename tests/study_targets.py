@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from sqlalchemy.pool import NullPool
 
 from nas_attn import record
 from nas_attn.address import require_safe
@@ -95,8 +96,13 @@ def tell_next(record: Record, verdict: Outcome, trial_cost: Cost | None = None) 
 
 def stored_study(folder: Path) -> optuna.Study:
     """The same study as Optuna alone sees it."""
-    url = require_safe(Shelf.url) if Shelf.url else f"sqlite:///{folder / 'study.db'}"
-    return optuna.load_study(study_name=folder.name, storage=url)
+    url = Shelf.url or f"sqlite:///{folder / 'study.db'}"
+    return optuna.load_study(study_name=folder.name, storage=optunas_storage(url))
+
+
+def optunas_storage(url: str) -> optuna.storages.RDBStorage:
+    """A storage without us, which leaves no connection open."""
+    return optuna.storages.RDBStorage(require_safe(url), engine_kwargs={"poolclass": NullPool})
 
 
 @dataclass(frozen=True)

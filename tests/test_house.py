@@ -94,7 +94,7 @@ HOUSE: dict[str, set[str]] = {
     "nodes": set(),
     "progress": {"rich"},
     "show": {"rich"},
-    "cli_storage": {"typer"},
+    "cli_storage": {"typer", "rich"},
     "cli_simulate": {"typer", "rich"},
     "cli_verify": {"typer", "rich"},
     "cli": {"typer", "rich", "click"},

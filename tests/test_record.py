@@ -6,19 +6,38 @@ from dataclasses import replace
 import optuna
 import pytest
 from optuna.trial import TrialState
-from study_targets import BASE, OBJECTIVES, RECIPE, SETTINGS, cost, job_of, measured, open_record, space, stored_study, tell_next
+from study_targets import (
+    BASE,
+    OBJECTIVES,
+    RECIPE,
+    SETTINGS,
+    Shelf,
+    cost,
+    job_of,
+    load_study,
+    measured,
+    open_record,
+    space,
+    stored_study,
+    tell_next,
+)
 
 from nas_attn import files, storage
 from nas_attn.architecture import Architecture
 from nas_attn.errors import StudyError
 from nas_attn.outcome import Failure, Rejected, Stopped, outcome_file_text
-from nas_attn.record import load_study
 
 
 @pytest.fixture(autouse=True)
 def _no_waits_for_the_disk(monkeypatch):
     monkeypatch.setattr(storage, "PRAGMAS", ("journal_mode=WAL", "synchronous=OFF"))
     monkeypatch.setattr(files, "_fsync", lambda _: None)
+
+
+@pytest.fixture(autouse=True, params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def _both_storages(request, monkeypatch):
+    if request.param == "postgresql":
+        monkeypatch.setattr(Shelf, "url", request.getfixturevalue("postgres").fresh())
 
 
 def test_the_four_outcomes_have_their_states_kinds_and_constraints(tmp_path):

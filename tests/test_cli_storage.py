@@ -1,0 +1,117 @@
+"""The storage on the command line: where its password may be seen (nowhere), and the command `rebuild`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from study_targets import BASE, Fake, measured, open_record, setup, space, tell_next
+
+from nas_attn import cli, cli_storage, report, study
+from nas_attn.pool import InlinePool
+from nas_attn.record import load_study
+from nas_attn.spec import SpaceSpec
+
+COMMAND = str(Path(sys.executable).with_name("nas-attn"))
+PLANTED = "hunter2planted"
+
+
+def run(*arguments, **environment):
+    environment = {**os.environ, **environment}
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def _require_nowhere(folder, *texts):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert PLANTED.encode() not in path.read_bytes(), path
+    for text in texts:
+        assert PLANTED not in text
+
+
+def test_rebuild_says_what_it_did_and_refuses_what_can_be_read(tmp_path):
+    with open_record(tmp_path) as record:
+        tell_next(record, measured(0.3))
+    refused = run("rebuild", tmp_path)
+    assert refused.returncode == 2
+    assert "holds 1 trials; --force puts it aside" in refused.stderr
+    (tmp_path / "study.db").write_text("garbage" * 200)
+    done = run("rebuild", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"put aside: {tmp_path / 'study.db.broken-1'}" in done.stdout
+    assert "holds 1 trials again (1 measured)" in done.stdout
+    assert len(load_study(tmp_path).trials) == 1
+
+
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_a_server_that_is_away_is_told_without_its_password(tmp_path, given):
+    url = f"postgresql://me:{PLANTED}@127.0.0.1:1/db?password={PLANTED}"
+    (tmp_path / "study.json").write_text('{"name": "a", "owner": "b"}')
+    option, variable = (("--storage", url), {}) if given == "option" else ((), {"NAS_ATTN_STORAGE": url})
+    failed = run("--debug", "report", tmp_path, *option, **variable)
+    assert failed.returncode == 2
+    assert "me:***@127.0.0.1:1/db must be reachable" in failed.stderr
+    assert "Traceback" in failed.stderr
+    _require_nowhere(tmp_path, failed.stdout, failed.stderr)
+
+
+@pytest.mark.parametrize("words", [["--storage", "URL"], ["--storage=URL"]])
+def test_a_password_on_the_command_line_is_taken_off_it(monkeypatch, words):
+    url, seen = "postgresql://me:p@host/db", []
+    typed = [word.replace("URL", url) for word in words]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-I", "nas-attn", "report", *typed, "DIR"])
+    monkeypatch.setattr(sys, "argv", ["nas-attn", "report", *typed, "DIR"])
+    monkeypatch.setattr(os, "execve", lambda *given: seen.append(given))
+    cli_storage.hide_url()
+    ((program, arguments, environment),) = seen
+    assert (program, arguments) == (sys.executable, ["python", "-I", "nas-attn", "report", "DIR"])
+    assert environment["NAS_ATTN_STORAGE"] == url
+    monkeypatch.setattr(sys, "argv", ["nas-attn", "report", "--storage", "sqlite:////a.db", "DIR"])
+    cli_storage.hide_url()
+    assert len(seen) == 1
+
+
+def test_workers_inherit_no_url(monkeypatch):
+    monkeypatch.setenv("NAS_ATTN_STORAGE", "postgresql://me:p@host/db")
+    cli_storage.forget_url()
+    cli_storage.forget_url()
+    assert "NAS_ATTN_STORAGE" not in os.environ
+
+
+def test_the_help_recommends_the_variable():
+    assert "set NAS_ATTN_STORAGE instead" in " ".join(run("report", "--help", COLUMNS="400").stdout.split())
+
+
+def test_a_search_on_a_server_leaves_its_password_nowhere(tmp_path, postgres, capfd):
+    url = postgres.fresh()
+    postgres.run(f"CREATE USER planted SUPERUSER PASSWORD '{PLANTED}'")
+    url = f"postgresql://planted:{PLANTED}@{url.partition('@')[2]}"
+    given = {"base": BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "base_seeds": 2, "controls": False}
+    folder, events, payloads = tmp_path / "a", [], []
+    folder.mkdir()
+
+    class Pool(InlinePool):
+        def submit(self, task):
+            payloads.append(task.payload)
+            super().submit(task)
+
+    snapshot = study.run(
+        folder,
+        SpaceSpec.from_dict(given),
+        space(),
+        setup(folder, Fake(fails=20)),
+        Pool("study_targets:serve"),
+        trials=5,
+        sampler="random",
+        storage=url,
+        command=cli._typed("search", "toy", trials=5, out=folder),
+        on_event=lambda event: events.append(str(event)),
+    )
+    report.write(snapshot, folder)
+    shown = run("report", folder, NAS_ATTN_STORAGE=url)
+    assert shown.returncode == 0, shown.stderr
+    table = postgres.run("SELECT key, value_json FROM study_user_attributes", url.rpartition("/")[2])
+    rows = postgres.run("SELECT key, value_json FROM trial_user_attributes", url.rpartition("/")[2])
+    _require_nowhere(tmp_path, *events, *payloads, json.dumps([table, rows]), *capfd.readouterr(), shown.stdout, shown.stderr)
