@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from nas_attn.errors import nearest
+from nas_attn.errors import nearest, shown
 
 FREE = (
     *("optimizer", "cos_lr", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr"),
@@ -38,8 +38,7 @@ PINNED: Mapping[str, str] = {
 
 def problem(name: object, value: object, known: Iterable[str] = ()) -> str | None:
     """Why a space may not set argument `name` to `value`, and the remedy, or None; `known` are further names that may have been meant."""
-    given = repr(value)
-    given = given if len(given) <= 60 else f"{given[:57]}..."
+    given = shown(value)
     if name in PINNED:
         return f"cannot be set, but got {given}: {PINNED[str(name)]}; remove it"
     if name not in FREE:

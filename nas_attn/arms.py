@@ -222,7 +222,7 @@ def _recipe(snapshot: Snapshot, setup: Setup, found: data.DataSet, options: Opti
     if not schedule["epochs"]:
         raise InputError("A base that was taken as its weights are (base_fit.epochs: 0) has no epochs to take over; give --epochs.")
     scales = [job.recipe.new_lr_scale for trial in snapshot.trials for job, _ in trial.results]
-    labels = [[data.read_labels(image, len(found.names)) for image in images] for images in (found.train, found.val)]
+    labels = [list(data.read_all_labels(images, len(found.names)).values()) for images in (found.train, found.val)]
     return Recipe(
         **schedule,
         new_lr_scale=scales[0] if scales else 1.0,

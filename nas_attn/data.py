@@ -7,6 +7,9 @@ none of these: paths, labels and sizes are read here, and what must be written (
 import hashlib
 import os
 import random
+import re
+import struct
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from nas_attn.errors import DataError
+from nas_attn.document import read_file
+from nas_attn.errors import DataError, nearest, shown, word
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_YAML_BYTES = 1 << 20
+MAX_LABEL_BYTES = 1 << 24
+"""Of one image's labels: a hundred thousand boxes take a quarter of it."""
+MAX_CLASSES = 100_000
+"""A head has a channel for each class."""
+KEYS = ("path", "train", "val", "test", "names", "nc", "download")
+_LINE_ENDS = re.compile(r"\r\n|\n|\r")
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +79,28 @@ def read_labels(image: str, classes: int) -> Labels:
     """
     height_px, width_px = _image_size(image)
     file = label_file(image)
-    rows = _label_rows(file) if file.is_file() else []
-    values = np.array([_box(row, file) for row in rows], dtype=np.float32).reshape(-1, 5)
-    values = np.unique(values, axis=0)
-    if len(values):
-        _check_values(values, classes, file)
+    rows = _label_rows(file, classes) if file.is_file() else []
+    values = np.unique(np.array(rows, dtype=np.float32).reshape(-1, 5), axis=0)
     return Labels(image, values[:, 0], values[:, 1:], height_px, width_px)
+
+
+def read_all_labels(images: Iterable[str], classes: int) -> dict[str, Labels]:
+    """`read_labels` of every image, each once.
+
+    Raises:
+        DataError: the first image or label file that cannot be used, and how many more there are: a broken copy rarely breaks one.
+    """
+    found: dict[str, Labels] = {}
+    problems: list[DataError] = []
+    for image in dict.fromkeys(images):
+        try:
+            found[image] = read_labels(image, classes)
+        except DataError as error:
+            problems.append(error)
+    if problems:
+        more = f" ({len(problems) - 1} more images have such problems.)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}") from problems[0]
+    return found
 
 
 def label_file(image: str) -> Path:
@@ -125,99 +151,179 @@ def labels_fingerprint(train: Sequence[str], scored: Sequence[str], names: Seque
 def _read_yaml(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise DataError(f"A data set is named by its YAML file, but {file} is no file; give --data a path such as data/data.yaml.")
-    if file.stat().st_size > MAX_YAML_BYTES:
-        raise DataError(f"A data YAML has at most {MAX_YAML_BYTES} bytes, but {file} has more; list images in a text file.")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} must be YAML in UTF-8, but: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, Mapping):
-        raise DataError(f"{file} must be a mapping with train, val and names, but it holds {type(config).__name__}.")
-    return config
+    return read_file(file, kind=DataError, largest=MAX_YAML_BYTES, example="train: images/train")
 
 
 def _names(config: Mapping[str, Any], file: Path) -> tuple[str, ...]:
-    names = config.get("names")
-    if names is None and isinstance(config.get("nc"), int):
-        names = [f"class_{i}" for i in range(config["nc"])]
+    names, count = config.get("names"), config.get("nc")
+    if count is not None and (type(count) is not int or not 1 <= count <= MAX_CLASSES):
+        raise DataError(f"{file}: `nc` must be a whole number from 1 to {MAX_CLASSES}, but got {shown(count)}; write the number of classes.")
+    if names is None and count is not None:
+        names = [f"class_{i}" for i in range(count)]
     if isinstance(names, Mapping):
-        if set(names) != set(range(len(names))):
-            raise DataError(f"{file}: `names` must number the classes 0..{len(names) - 1}, but its keys are {sorted(names, key=str)}.")
+        if not all(type(key) is int for key in names) or set(names) != set(range(len(names))):
+            raise DataError(
+                f"{file}: `names` must number the classes 0..{len(names) - 1}, but its keys are {shown(list(names))}; number them from 0."
+            )
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{file}: `names` must list the classes, but got {names!r}; write e.g. `names: [cat, dog]`.")
-    if isinstance(config.get("nc"), int) and config["nc"] != len(names):
-        raise DataError(f"{file}: `nc` must equal the number of names, but got nc={config['nc']} and {len(names)} names.")
+        raise DataError(f"{file}: `names` must list the classes, but got {shown(names)}; write e.g. `names: [cat, dog]`.")
+    for number, name in enumerate(names):
+        # A number is a name as well: digits are a data set.
+        if not isinstance(name, str | int | float) or not str(name).strip():
+            raise DataError(f"{file}: `names` must be words, but that of class {number} is {shown(name)}; write a word, in quotes if need be.")
+    if count is not None and count != len(names):
+        raise DataError(f"{file}: `nc` must equal the number of names, but got nc={count} and {len(names)} names; correct one of them.")
     return tuple(str(name) for name in names)
 
 
 def _images(config: Mapping[str, Any], split: str, file: Path) -> tuple[str, ...]:
     entries = config.get(split)
-    if not entries:
-        raise DataError(f"{file}: key `{split}` must name images, but it is {entries!r}; write e.g. `{split}: images/{split}`.")
-    root = (file.parent / Path(str(config.get("path") or "")).expanduser()).resolve()
+    listed = entries if isinstance(entries, list) else [entries]
+    if not entries or not all(isinstance(entry, str) and entry for entry in listed):
+        slip = nearest(split, [str(key) for key in config if key not in KEYS]) if entries is None and config.keys() - set(KEYS) else ""
+        raise DataError(
+            f"{file}: key `{split}` must name images, but it is {shown(entries)}; write e.g. `{split}: images/{split}`. {slip}".rstrip()
+        )
+    root = file.parent / _folder(config, file)
     found: list[str] = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        found += _expand(_locate(str(entry), root, file, split))
+    for entry in listed:
+        found += _expand(_locate(entry, root, file, split))
     images = sorted({name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES})
     if not images:
-        raise DataError(f"{file}: `{split}: {entries}` must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but none was found.")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{file}: `{split}: {shown(entries)}` must hold images ({suffixes}), but none was found; correct `path` or `{split}`.")
     return tuple(images)
+
+
+def _folder(config: Mapping[str, Any], file: Path) -> Path:
+    given = config.get("path")
+    try:
+        if given is None or isinstance(given, str):
+            return Path(given or "").expanduser()
+        reason = f"got {shown(given)}"
+    except RuntimeError as error:  # a user that this machine does not know
+        reason = f"got {shown(given)}: {error}"
+    raise DataError(f"{file}: `path` must be a folder's name, but {reason.rstrip('.')}; write e.g. `path: .`, the folder of this file.")
 
 
 def _locate(entry: str, root: Path, file: Path, split: str) -> Path:
     # Hosted data sets write `../train/images` for `train/images`; Ultralytics accepts both, and so do their users.
     candidates = [root / entry, root / entry.removeprefix("../"), file.parent / entry]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate.resolve()
-    raise DataError(f"{file}: `{split}: {entry}` must exist, but {candidates[0]} does not; correct `path` or `{split}`.")
+    try:
+        for candidate in candidates:
+            if candidate.exists():
+                return candidate.resolve()
+    except (OSError, ValueError) as error:  # longer than a file system takes, or with a byte that none takes
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file}: `{split}: {shown(entry)}` must name a file or folder, but: {reason}; correct `{split}`.") from error
+    raise DataError(f"{file}: `{split}: {shown(entry)}` must exist, but {word(candidates[0])} does not; correct `path` or `{split}`.")
 
 
 def _expand(location: Path) -> list[str]:
     if location.is_dir():
-        # As Ultralytics does, into linked folders too.
-        return [os.path.join(folder, name) for folder, _, names in os.walk(location, followlinks=True) for name in names]  # noqa: PTH118
+        return _walk(location)
     if location.suffix.lower() == ".txt":
-        lines = location.read_text(encoding="utf-8-sig").split("\n")
         # Not resolved: labels lie beside the link and not beside what it points to.
-        return [os.path.normpath(location.parent / line.strip()) for line in lines if line.strip()]
+        return [os.path.normpath(location.parent / line) for line in _lines(location, "an image list") if line]
     return [str(location)]
 
 
-def _image_size(image: str) -> tuple[int, int]:
+def _walk(location: Path) -> list[str]:
+    """All files below a folder, as Ultralytics finds them: through links too, but into no folder twice, or two links to it never end."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, inner, names in os.walk(location, followlinks=True):
+        found += [os.path.join(folder, name) for name in names]  # noqa: PTH118
+        kept = []
+        for name in sorted(inner):
+            status = Path(folder, name).stat()
+            if (place := (status.st_dev, status.st_ino)) not in seen:
+                seen.add(place)
+                kept.append(name)
+        inner[:] = kept
+    return found
+
+
+def _lines(file: Path, kind: str) -> list[str]:
+    """The stripped lines of a text in UTF-8."""
     try:
-        with Image.open(image) as picture:
-            width_px, height_px = picture.size
-            # Pillow turns the size of a TIFF by itself.
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if picture.format != "TIFF" else 1
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"Every image must be readable, but {image} is not ({error}); remove it from the split.") from error
+        if (size := file.stat().st_size) > MAX_LABEL_BYTES and kind == "a label file":
+            raise DataError(f"{file}: a label file must be at most {MAX_LABEL_BYTES} bytes, but has {size}; is it another file's copy?")
+        content = file.read_bytes()
+        lines = [line.strip() for line in _LINE_ENDS.split(content.decode("utf-8-sig"))]
+    except OSError as error:
+        raise DataError(f"{file}: {kind} must be readable, but: {error.strerror}; remove it or allow reading it.") from error
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}: line {number}: {kind} must be text in UTF-8, but holds the byte {content[error.start]:#04x}; save it so.") from error
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise DataError(f"{file}: line {number}: {kind} must be text, but the line holds a zero byte; write the file again.")
+    return lines
+
+
+def _image_size(image: str) -> tuple[int, int]:
+    """Height and width as decoded, from the header; no pixel is read, but a PNG's end is looked for, without which it is half a file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a size that can only be an attack, or of a header that lies
+            with Image.open(image) as picture:
+                width_px, height_px = picture.size
+                # Pillow turns the size of a TIFF by itself.
+                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if picture.format != "TIFF" else 1
+        if not _has_end(image):
+            raise OSError("it ends before its last chunk")
+    except UnidentifiedImageError as error:
+        raise DataError(f"Every image must be readable, but {word(image)} is no image that Pillow knows; remove it from the split.") from error
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, struct.error, Warning, _BOMB) as error:
+        # What Pillow's readers raise where a header is not what they take it for.
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"Every image must be readable, but {word(image)} is not ({reason.rstrip('.')}); remove it from the split.") from error
     return (width_px, height_px) if orientation in {5, 6, 7, 8} else (height_px, width_px)
 
 
-def _label_rows(file: Path) -> list[list[float]]:
+_BOMB = Image.DecompressionBombError
+
+
+def _has_end(image: str) -> bool:
+    """Whether a PNG has its last chunk: a copy that broke off decodes to a half-black image without a word. Other files have."""
+    with Path(image).open("rb") as stream:
+        if stream.read(len(_PNG)) != _PNG:
+            return True
+        while len(head := stream.read(8)) == 8:
+            if head[4:] == b"IEND":
+                return True
+            stream.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
+def _label_rows(file: Path, classes: int) -> list[list[float]]:
+    """`[class, x, y, w, h]` of every row that is not empty."""
+    return [_label(line, f"{file}: line {number}", classes) for number, line in enumerate(_lines(file, "a label file"), 1) if line]
+
+
+def _label(line: str, where: str, classes: int) -> list[float]:
     try:
-        return [[float(v) for v in line.split()] for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        row = [float(value) for value in line.split()]
     except ValueError as error:
-        raise DataError(f"{file}: a label row must be numbers, but: {error}.") from error
+        raise DataError(f"{where}: a label row must be numbers, but got {shown(line)}; write `class x y w h`.") from error
+    if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
+        raise DataError(f"{where}: a label row must be `class x y w h` or a polygon, but it has {len(row)} columns; write five numbers.")
+    if not 0 <= row[0] < classes or row[0] % 1:
+        raise DataError(f"{where}: a class must be a whole number in 0..{classes - 1}, but got {row[0]:g}; correct it or `names`.")
+    box = row if len(row) == 5 else _around(row)
+    bad = next((value for value in (*row[1:], *box[1:]) if not -0.01 <= value <= 1.01), None)  # so that nan is one too
+    if bad is not None or min(box[3:]) < 0:
+        bad = min(box[3:]) if bad is None else bad
+        raise DataError(f"{where}: box values must lie in 0..1, but got {bad:g}; divide by the image's size.")
+    return box
 
 
-def _box(row: list[float], file: Path) -> list[float]:
-    if len(row) == 5:
-        return row
-    if len(row) < 7 or len(row) % 2 == 0:
-        raise DataError(f"{file}: a label row must be `class x y w h` or a polygon, but it has {len(row)} columns.")
+def _around(row: list[float]) -> list[float]:
+    """The box of a polygon."""
     xs, ys = row[1::2], row[2::2]
     return [row[0], (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
-
-
-def _check_values(values: NDArray[np.float32], classes: int, file: Path) -> None:
-    index, boxes = values[:, 0], values[:, 1:]
-    if (index % 1 != 0).any() or index.min() < 0 or index.max() >= classes:
-        raise DataError(f"{file}: a class must be a whole number in 0..{classes - 1}, but got {sorted(set(index.tolist()))}.")
-    if not (boxes.min() >= -0.01 and boxes.max() <= 1.01 and boxes[:, 2:].min() >= 0):  # so that nan fails too
-        raise DataError(f"{file}: box values must lie in 0..1, but they span {boxes.min():g}..{boxes.max():g}; divide by the image's size.")
 
 
 def _stratified_order(labels: Sequence[Labels], seed: int) -> list[int]:

@@ -17,6 +17,10 @@ import difflib
 from collections.abc import Iterable
 
 
+MOST_KNOWN = 200
+"""Names that a message lists: columns of a table may be thousands."""
+
+
 class NasAttnError(Exception):
     """Something failed while it ran."""
 
@@ -59,12 +63,28 @@ class Interrupted(NasAttnError):  # noqa: N818 - nothing went wrong
     exit_code = 130
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A value as a message shows it: on one line, printable, at most `most` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def word(name: object) -> str:
+    """A name as a message shows it: as it is where it is short and printable, otherwise as `shown`."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= 60 else shown(text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The remedy's last words: `Did you mean 'LSKA'? Known: CloAttention, ...` for an unknown `name`."""
-    names = sorted(known)
+    names, name = sorted(known), name[:200]  # comparing is quadratic
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
         name.lower(), [n.lower() for n in names], n=1, cutoff=0.5
     )
     match = next((n for n in names if close and n.lower() == close[0].lower()), None)
-    known_text = f"Known: {', '.join(names) or 'none'}."
-    return f"Did you mean {match!r}? {known_text}" if match else known_text
+    listed = [*map(word, names[:MOST_KNOWN]), *([f"{len(names) - MOST_KNOWN} more"] if len(names) > MOST_KNOWN else [])]
+    known_text = f"Known: {', '.join(listed) or 'none'}."
+    return f"Did you mean {shown(match)}? {known_text}" if match else known_text

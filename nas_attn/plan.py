@@ -91,7 +91,7 @@ def prepare(
     found = data.load(data_yaml)
     if weights is not None:
         _check_weights(spec, graph, scale, found.names, weights)
-    labels = {image: data.read_labels(image, len(found.names)) for image in (*found.train, *(found.val if score_on == "val" else ()))}
+    labels = data.read_all_labels((*found.train, *(found.val if score_on == "val" else ())), len(found.names))
     train, scored = _split(spec, found, [labels[image] for image in found.train], score_on)
     for name, images in (("train", train), (score_on, scored)):
         _require_boxes(name, [labels[image] for image in images], data_yaml)

@@ -68,9 +68,13 @@ class SearchSpace:
             )
         if self.max_placements < 1:
             raise SpaceError(f"`max_placements >= 1` must hold, but got {self.max_placements}; allow at least one module.")
-        object.__setattr__(self, "_counts", _count_table([len(options) for options in self.placements], self.max_placements))
+        object.__setattr__(self, "_counts", _count_table([len(options) for options in self.placements], self._most()))
         object.__setattr__(self, "_fixed", {row: _by_module(options) for row, options in zip(rows, self.placements, strict=True)})
         object.__setattr__(self, "genes", MappingProxyType(dict(self._all_genes())))
+
+    def _most(self) -> int:
+        """Placements that an architecture can have: one a site, whatever number was written."""
+        return min(self.max_placements, len(self.sites))
 
     @property
     def size(self) -> int:
@@ -85,7 +89,7 @@ class SearchSpace:
         """
         if not 0 <= number < self.size:
             raise SpaceError(f"`0 <= number < {self.size}` must hold, but got {number}; take a number of this space.")
-        chosen, left = [], self.max_placements
+        chosen, left = [], self._most()
         for i, options in enumerate(self.placements):
             without = self._counts[i + 1][left]
             if number < without:

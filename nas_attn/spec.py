@@ -16,8 +16,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from nas_attn.architecture import Param
 from nas_attn.arguments import problem as argument_problem
 from nas_attn.blueprint import ModuleRecord
-from nas_attn.document import read, write
-from nas_attn.errors import SpaceError, nearest
+from nas_attn.document import read, read_file, write
+from nas_attn.errors import SpaceError, nearest, shown, word
 from nas_attn.records import MODULES
 from nas_attn.space import SearchSpace, Site, combinations, resolve
 
@@ -100,7 +100,7 @@ class Proxy(Schedule):
         given = value if isinstance(value, (list, tuple)) else ()
         whole = all(type(rung) is int and rung >= 1 for rung in given)
         if value is not None and (not given or not whole or list(given) != sorted(set(given))):
-            raise _refusal(f"must be a rising list of whole epochs from 1, but got {_show(value)}; write e.g. [1, 3, 9]")
+            raise _refusal(f"must be a rising list of whole epochs from 1, but got {shown(value)}; write e.g. [1, 3, 9]")
         return value
 
     @model_validator(mode="after")
@@ -154,11 +154,7 @@ class SpaceSpec(_Section):
             SpaceError: no such file or name, or what is wrong in it, one line each.
         """
         file = _find(path_or_name)
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise SpaceError(f"{file}: must be readable, but: {error.strerror}; give another file.") from error
-        return cls.from_yaml(content, str(file))
+        return cls.from_dict(read_file(file), str(file))
 
     @classmethod
     def from_yaml(cls, content: str | bytes, source: str = "space.yaml") -> Self:
@@ -234,18 +230,18 @@ class SpaceSpec(_Section):
     @classmethod
     def _check_sites(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)) or not value:
-            raise _refusal(f"must be a list of names or rows, but got {_show(value)}; write e.g. [P3, P4, P5]")
+            raise _refusal(f"must be a list of names or rows, but got {shown(value)}; write e.g. [P3, P4, P5]")
         for position, site in enumerate(value):
             row = isinstance(site, int) and not isinstance(site, bool) and site >= 0
             if not row and not (isinstance(site, str) and SITE.fullmatch(site)):
-                raise _refusal(f"must be a site's name or a row from 0, but got {_show(site)}; `nas-attn sites` lists them", position)
+                raise _refusal(f"must be a site's name or a row from 0, but got {shown(site)}; `nas-attn sites` lists them", position)
         return tuple(dict.fromkeys(value))
 
     @field_validator("modules", mode="before")
     @classmethod
     def _check_modules(cls, value: Any) -> Any:
         if not isinstance(value, Mapping) or not value:
-            raise _refusal(f"must map modules to their hyperparameters, but got {_show(value)}; write e.g. {{LSKA: {{k_size: [7, 11]}}}}")
+            raise _refusal(f"must map modules to their hyperparameters, but got {shown(value)}; write e.g. {{LSKA: {{k_size: [7, 11]}}}}")
         return {name: _choices(name, given) for name, given in value.items()}
 
     @field_validator("limits")
@@ -301,7 +297,7 @@ def _choices(module: Any, given: Any) -> dict[str, tuple[Param, ...]]:
     if module not in MODULES:
         raise _refusal(f"must be a module's name. {nearest(str(module), MODULES)}", module)
     if given is not None and not isinstance(given, Mapping):
-        raise _refusal(f"must map hyperparameters to lists of values, but got {_show(given)}; leave it empty for all of them", module)
+        raise _refusal(f"must map hyperparameters to lists of values, but got {shown(given)}; leave it empty for all of them", module)
     entry, values = MODULES[module], given or {}
     known = {hyper.name: hyper for hyper in entry.hyperparameters}
     for name in values:
@@ -320,7 +316,7 @@ def _values(given: Any, module: str, name: str) -> tuple[Param, ...]:
     values = [_number(item) for item in items]
     for position, (item, value) in enumerate(zip(items, values, strict=True)):
         if problem := hyper.problem(value):
-            raise _refusal(f"got {_show(item)}: {problem.rstrip('.')}", module, name, position)
+            raise _refusal(f"got {shown(item)}: {problem.rstrip('.')}", module, name, position)
     return tuple(dict.fromkeys(values))
 
 
@@ -348,7 +344,7 @@ def _check_choices(entry: ModuleRecord, choices: Mapping[str, Sequence[Param]], 
     ]
     if illegal:
         _, _, name, value, text = max(illegal, key=lambda entry: entry[:2])
-        raise _refusal(f"got {_show(value)}: {text.rstrip('.')}", entry.name, name)
+        raise _refusal(f"got {shown(value)}: {text.rstrip('.')}", entry.name, name)
 
 
 _RULES = {
@@ -371,7 +367,7 @@ def _line(detail: ErrorDetails) -> str:
     """One error of pydantic's as one line: the key, what it must be, the value, the remedy."""
     context = detail.get("ctx", {})
     path = [part for part in (*detail["loc"], *context.get("path", ())) if part != "[key]"]
-    key = ".".join(map(str, path))
+    key = ".".join(map(word, path))
     if detail["type"] == "space":
         return f"{key}: {context['text'].rstrip('.')}."
     if detail["type"] == "missing":
@@ -380,7 +376,7 @@ def _line(detail: ErrorDetails) -> str:
         section = SpaceSpec.model_fields if len(path) == 1 else Timing.model_fields
         return f"{key}: must be a known key. {nearest(str(path[-1]), section)}"
     rule = _RULES.get(detail["type"]) or detail["msg"].replace("Input should be", "must be")
-    return f"{key or 'space'}: {rule}, but got {_show(detail['input'])}; {_remedy(path)}."
+    return f"{key or 'space'}: {rule}, but got {shown(detail['input'])}; {_remedy(path)}."
 
 
 def _remedy(path: Sequence[object]) -> str:
@@ -390,11 +386,6 @@ def _remedy(path: Sequence[object]) -> str:
     return (
         f"write e.g. {str(value).lower() if isinstance(value, bool) else value}" if isinstance(value, (int, float, str)) else "correct it"
     )
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _EXAMPLE = SpaceSpec(base="yolo11n.yaml", sites=("P3",), modules={"LSKA": {}}).model_dump()

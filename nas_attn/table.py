@@ -4,6 +4,7 @@ Read from a CSV, or built in memory from arrays. A combination without a row is 
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nas_attn.errors import InputError, nearest
+from nas_attn.errors import InputError, nearest, shown, word
 from nas_attn.pareto import SIGNS
 
 _LARGEST_KEY = 2**63 - 1
@@ -108,11 +109,19 @@ def read_table(path: str | Path, genes: Sequence[str], directions: Mapping[str, 
     twice = [name for k, name in enumerate(genes) if name in genes[:k]]
     if not genes or not directions or twice or set(genes) & directions.keys():
         raise InputError(
-            f"A table needs genes and objectives, every column once, but got the genes {list(genes)} and the objectives {list(directions)}."
+            f"{path}: a table needs genes and objectives, every column once, but got the genes {shown(list(genes))} and the objectives "
+            f"{shown(list(directions))}; name each column once, in `--genes`, `--maximize` or `--minimize`."
         )
     for name in (*genes, *directions):
         if name not in frame.columns:
-            raise InputError(f"Genes and objectives must be columns of {path}, but {name!r} is none. {nearest(name, frame.columns)}")
+            raise InputError(f"Genes and objectives must be columns of {path}, but {shown(name)} is none. {nearest(name, frame.columns)}")
+    try:
+        return _table(frame, genes, directions)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _table(frame: pd.DataFrame, genes: Sequence[str], directions: Mapping[str, str]) -> Table:
     columns = {name: _gene(frame[name], name) for name in genes}
     _check_distinct(frame, list(genes), set(directions))
     return Table(
@@ -125,36 +134,59 @@ def read_table(path: str | Path, genes: Sequence[str], directions: Mapping[str, 
 
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise InputError(f"A table must be a CSV file, but {path} is no file.")
+        raise InputError(f"A table must be a CSV file, but {path} is no file; give the path of one.")
     try:
-        # As text: what is a number is decided by the column's role, and a family may be called NA.
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"A table must be a CSV with a header, but {path} cannot be read: {str(error).strip()}.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # As text: what is a number is decided by the column's role, and a family may be called NA.
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    except (ValueError, OSError, OverflowError, MemoryError, pd.errors.ParserWarning) as error:  # ParserError and EmptyDataError are ValueErrors
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{path}: a table must be a CSV with a header, but it cannot be read: {shown(reason, 200)}; save it again.") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes cells beyond the header's for names of rows
-        raise InputError(f"A row of a table must have a cell for each column, but rows of {path} have more cells than its header.")
+        raise InputError(f"{path}: a row must have a cell for each column, but rows have more cells than the header; remove those cells.")
     if frame.empty:
-        raise InputError(f"A table must have at least one row, but {path} has none.")
-    return pd.DataFrame({str(name).strip(): frame[name].str.strip() for name in frame.columns})
+        raise InputError(f"{path}: a table must have at least one row, but it has none; write rows below the header.")
+    short = np.flatnonzero(frame.isna().any(axis=1).to_numpy())
+    if len(short):
+        raise InputError(f"{path}: a row must have a cell for each of the {len(frame.columns)} columns, but {_rows(short)} has fewer; fill it.")
+    names = [str(name).strip() for name in frame.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{path}: every column must have a name of its own, but {shown(twice[0])} is the name of two; rename one.")
+    return pd.DataFrame({name: frame[column].str.strip() for name, column in zip(names, frame.columns, strict=True)})
 
 
 def _gene(column: "pd.Series[Any]", name: str) -> tuple[tuple[Any, ...], NDArray[np.int16]]:
     """The choices of a gene, and every row's position among them."""
     empty = np.flatnonzero((column == "").to_numpy())
     if len(empty):
-        raise InputError(f"Every row must have every gene, but {name!r} is empty in {_rows(empty)}; fill it or leave the rows out.")
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy()
+        raise InputError(f"Every row must have every gene, but {shown(name)} is empty in {_rows(empty)}; fill it or leave the rows out.")
+    numbers = _numbers(column)
     finite = bool(np.isfinite(numbers.astype(np.float64)).all())
     choices, codes = np.unique(numbers if finite else column.to_numpy(dtype=str), return_inverse=True)
     return tuple(choices.tolist()), codes.reshape(-1).astype(np.int16)
 
 
+def _numbers(column: "pd.Series[Any]") -> NDArray[Any]:
+    """Whole numbers or fractions, NaN for what is neither."""
+    found = pd.to_numeric(column, errors="coerce")
+    # Whole numbers beyond 64 bits come as Python's own, of which some are larger than any fraction.
+    return pd.to_numeric(column.map(_fraction)).to_numpy() if found.dtype == object else found.to_numpy()
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _objective(column: "pd.Series[Any]", name: str) -> NDArray[np.float64]:
-    numbers: NDArray[np.float64] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    numbers: NDArray[np.float64] = _numbers(column).astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
         raise InputError(
-            f"The objective {name!r} must be a finite number in every row, but got {column.iloc[bad[0]]!r} in {_rows(bad)}; "
+            f"The objective {shown(name)} must be a finite number in every row, but got {shown(column.iloc[bad[0]])} in {_rows(bad)}; "
             "leave those rows out (they are then invalid combinations) or choose another objective."
         )
     return numbers
@@ -177,8 +209,8 @@ def _check_distinct(frame: pd.DataFrame, genes: list[str], objectives: set[str])
     others = [name for name in frame.columns if name not in objectives and name not in genes]
     apart = [name for name in others if not coded.assign(**{"": frame[name]}).duplicated().any()]
     found = min(apart, key=lambda name: len(set(frame[name]))) if apart else None
-    remedy = f"add the gene {found!r}, which tells them apart" if found else "average them or leave one out"
-    text = ", ".join(f"{name}={frame[name].iloc[second]}" for name in genes)
+    remedy = f"add the gene {shown(found)}, which tells them apart" if found else "average them or leave one out"
+    text = ", ".join(f"{word(name)}={word(frame[name].iloc[second])}" for name in genes)
     raise InputError(
         f"A combination of genes must stand in one row, but {text} stands in rows {first + 1} and {second + 1} "
         f"({int(again.sum())} rows repeat another); {remedy}."

@@ -82,9 +82,9 @@ def test_wrong_labels_are_named_with_their_file(tmp_path: Path, row: str, messag
         ("train: images/train\nval: images/train\nnames: {0: a, 2: b}\n", r"must number the classes 0\.\.1"),
         ("train: images/train\nval: images/train\nnames: [a]\nnc: 3\n", "nc=3 and 1 names"),
         ("train: labels\nval: images/train\nnames: [a]\n", "must hold images"),
-        ("[1, 2]\n", "must be a mapping"),
+        ("[1, 2]\n", "must map keys to values"),
         ("train: images/train\nval: images/train\nnames: {0: a, b: c}\n", "must number the classes"),
-        ("a: [1\n", "must be YAML in UTF-8"),
+        ("a: [1\n", "must be plain YAML"),
     ],
 )
 def test_a_wrong_yaml_gets_one_clear_line(tmp_path: Path, text: str, message: str) -> None:

@@ -225,7 +225,7 @@ def test_several_mistakes_get_a_line_each() -> None:
         ("proxy: {epochs: 1, epochs: 2}\n", "key 'epochs' is written twice"),
         ("? [a]\n: 3\n", r"key \['a'\] is a list or a mapping"),
         ("base: [\n", r"must be plain YAML, but .*\(line 2, column 1\)"),
-        ("base: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        ("base: !!python/object/apply:os.system ['true']\n", r"tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed"),
         ("a: 1\n---\nb: 2\n", r"must be plain YAML, but found another document \(line 2, column 1\)"),
         ("a: \0", "must be plain YAML in UTF-8, but unacceptable character"),
         (b"a: \xff\xfe\xff", "must be plain YAML in UTF-8"),
