@@ -15,12 +15,13 @@ from rich.console import Console
 from nas_attn.cli_simulate import simulate
 from nas_attn.cli_storage import StorageUrl, forget_url, hide_url, rebuild
 from nas_attn.cli_verify import verify
-from nas_attn.errors import InputError, Interrupted, NasAttnError
+from nas_attn.errors import GraphError, InputError, Interrupted, NasAttnError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
+_Usage = typer.BadParameter.__mro__[2]  # ClickException, which Typer exports under no name of its own
 TARGET = "nas_attn.evaluate:serve"
 DEMO_TRIALS = 14
 CLEAN_EVERY = 8
@@ -39,11 +40,24 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        code = app(standalone_mode=False)
     except NasAttnError as error:
         _fail(error, error.exit_code, debug)
+    except _Usage as error:
+        _fail(_misused(error), InputError.exit_code, debug)
     except Exception as error:
         _fail(error, 1, debug)
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
+
+
+def _misused(error: Any) -> InputError:
+    """What Typer has against a command line, on one line; without any argument it is the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        raise SystemExit(InputError.exit_code)
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "nas-attn"
+    return InputError(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{command} --help`.")
 
 
 def _fail(error: Exception, code: int, debug: bool) -> None:
@@ -52,7 +66,8 @@ def _fail(error: Exception, code: int, debug: bool) -> None:
     label = "stopped" if isinstance(error, Interrupted) else "error"
     kind = "" if isinstance(error, NasAttnError) else f"{type(error).__name__}: "
     hint = "" if isinstance(error, NasAttnError) or debug else " (--debug shows where)"
-    errors.print(f"{label}: {kind}{error}{hint}", markup=False, soft_wrap=True)
+    text = "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in str(error).split("\n"))
+    errors.print(f"{label}: {kind}{text}{hint}", markup=False, soft_wrap=True)
     raise SystemExit(code)
 
 
@@ -77,8 +92,12 @@ def demo(
     pool: Annotated[str, typer.Option(help="ray or inline.")] = "ray",
 ) -> None:
     """The whole job on a small data set that draws itself, on a CPU, in minutes: search, report, pick, export, load."""
+    from nas_attn import plan
     from nas_attn.demo import draw_data_set
+    from nas_attn.spec import SpaceSpec
 
+    options = {"sampler": "model", "fidelity": "full", "workers": None}
+    plan.require_options(SpaceSpec.load("toy"), out, trials=trials, pool=pool, **options)
     data = draw_data_set(out / "data")
     console.print(f"Drew a data set of handwritten digits: {data}")
     study = out / "study"
@@ -96,7 +115,7 @@ def sites(
     from nas_attn import detector, show
 
     detector.silence()
-    found = detector.sites(*detector.load_base(base))
+    found = detector.base_sites(base)[2]
     rows = [dataclasses.asdict(site) for site in found]
     columns = {"name": "names", "row": "layer", "module": "module", "channels": "channels", "stride": "stride"}
     show.rows(console, rows, columns, as_json)
@@ -133,7 +152,7 @@ def check(
     """Lint a model YAML (references, attention that no head reads, channel arguments, unknown names), or hold an attention module to the
     contract of the library. Exit code 1 if anything is found.
     """
-    from nas_attn.document import read
+    from nas_attn.document import is_file, read_file
     from nas_attn.graph import lint_yaml
     from nas_attn.registration import names
 
@@ -144,9 +163,9 @@ def check(
         if not show.conformance(console, module):
             raise typer.Exit(1)
         return
-    if model is None or not model.is_file():
+    if model is None or not is_file(model):
         raise InputError(f"`check` needs a file, but {model} is none; give the path of a model YAML, or --module NAME.")
-    findings = lint_yaml(read(model.read_bytes(), str(model)), names(), scale)
+    findings = lint_yaml(read_file(model, kind=GraphError), names(), scale)
     for finding in findings:
         console.print(f"{model}: row {finding.row}: {finding.code}: {finding.message}", markup=False, soft_wrap=True)
     if findings:
@@ -189,6 +208,7 @@ def search(
         _dry_run(space, data, weights, trials, workers, device, score_on)
         return
     spec = SpaceSpec.load(space)
+    plan.require_options(spec, out, trials=trials, sampler=sampler, fidelity=fidelity, pool=pool, workers=workers)
     prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on)
     share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
     extra = {"fidelity": fidelity if fidelity != "full" else None, "repeats": repeats or None}

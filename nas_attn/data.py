@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from nas_attn.document import read_file
+from nas_attn.document import is_file, read_file
 from nas_attn.errors import DataError, nearest, shown, word
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -149,7 +149,7 @@ def labels_fingerprint(train: Sequence[str], scored: Sequence[str], names: Seque
 
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
+    if not is_file(file):
         raise DataError(f"A data set is named by its YAML file, but {file} is no file; give --data a path such as data/data.yaml.")
     return read_file(file, kind=DataError, largest=MAX_YAML_BYTES, example="train: images/train")
 
@@ -157,7 +157,9 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
 def _names(config: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     names, count = config.get("names"), config.get("nc")
     if count is not None and (type(count) is not int or not 1 <= count <= MAX_CLASSES):
-        raise DataError(f"{file}: `nc` must be a whole number from 1 to {MAX_CLASSES}, but got {shown(count)}; write the number of classes.")
+        raise DataError(
+            f"{file}: `nc` must be a whole number from 1 to {MAX_CLASSES}, but got {shown(count)}; write the number of classes."
+        )
     if names is None and count is not None:
         names = [f"class_{i}" for i in range(count)]
     if isinstance(names, Mapping):
@@ -171,7 +173,9 @@ def _names(config: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     for number, name in enumerate(names):
         # A number is a name as well: digits are a data set.
         if not isinstance(name, str | int | float) or not str(name).strip():
-            raise DataError(f"{file}: `names` must be words, but that of class {number} is {shown(name)}; write a word, in quotes if need be.")
+            raise DataError(
+                f"{file}: `names` must be words, but that of class {number} is {shown(name)}; write a word, in quotes if need be."
+            )
     if count is not None and count != len(names):
         raise DataError(f"{file}: `nc` must equal the number of names, but got nc={count} and {len(names)} names; correct one of them.")
     return tuple(str(name) for name in names)
@@ -192,7 +196,9 @@ def _images(config: Mapping[str, Any], split: str, file: Path) -> tuple[str, ...
     images = sorted({name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES})
     if not images:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{file}: `{split}: {shown(entries)}` must hold images ({suffixes}), but none was found; correct `path` or `{split}`.")
+        raise DataError(
+            f"{file}: `{split}: {shown(entries)}` must hold images ({suffixes}), but none was found; correct `path` or `{split}`."
+        )
     return tuple(images)
 
 
@@ -256,7 +262,9 @@ def _lines(file: Path, kind: str) -> list[str]:
         raise DataError(f"{file}: {kind} must be readable, but: {error.strerror}; remove it or allow reading it.") from error
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}: line {number}: {kind} must be text in UTF-8, but holds the byte {content[error.start]:#04x}; save it so.") from error
+        raise DataError(
+            f"{file}: line {number}: {kind} must be text in UTF-8, but holds the byte {content[error.start]:#04x}; save it so."
+        ) from error
     for number, line in enumerate(lines, 1):
         if "\0" in line:
             raise DataError(f"{file}: line {number}: {kind} must be text, but the line holds a zero byte; write the file again.")
@@ -275,11 +283,15 @@ def _image_size(image: str) -> tuple[int, int]:
         if not _has_end(image):
             raise OSError("it ends before its last chunk")
     except UnidentifiedImageError as error:
-        raise DataError(f"Every image must be readable, but {word(image)} is no image that Pillow knows; remove it from the split.") from error
+        raise DataError(
+            f"Every image must be readable, but {word(image)} is no image that Pillow knows; remove it from the split."
+        ) from error
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, struct.error, Warning, _BOMB) as error:
         # What Pillow's readers raise where a header is not what they take it for.
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"Every image must be readable, but {word(image)} is not ({reason.rstrip('.')}); remove it from the split.") from error
+        raise DataError(
+            f"Every image must be readable, but {word(image)} is not ({reason.rstrip('.')}); remove it from the split."
+        ) from error
     return (width_px, height_px) if orientation in {5, 6, 7, 8} else (height_px, width_px)
 
 

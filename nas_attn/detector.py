@@ -1,5 +1,7 @@
 """Ultralytics' detection models seen from here: their YAMLs as graphs, their sites, building, and moving weights by origin."""
 
+import ast
+import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +14,10 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, SETTINGS
 from ultralytics.utils.events import events
-from yaml import YAMLError
 
 from nas_attn.architecture import Architecture
-from nas_attn.errors import GraphError, InputError, TransferError, nearest
+from nas_attn.document import is_file, read_file
+from nas_attn.errors import GraphError, InputError, TransferError, nearest, shown
 from nas_attn.graph import Edit, Graph, insert
 from nas_attn.records import record
 from nas_attn.registration import CONTROLS, register, yaml_name
@@ -26,6 +28,8 @@ State = Mapping[str, Tensor]
 POOL_BLOCKS = frozenset({"SPP", "SPPF", "SPPELAN"})
 SELF_ATTENTION_BLOCKS = frozenset({"PSA", "C2PSA", "C2fPSA"})
 PROBE_PX = 256
+MOST_CHANNELS = 2**14
+"""Of a layer: a slip beyond would fill the memory before anything could be said about it."""
 
 register()
 
@@ -47,17 +51,39 @@ def load_base(base: str) -> tuple[Graph, str]:
     """
     file = Path(base)
     known = shipped()
-    if not file.is_file() and _without_scale(file.name) not in known and file.name not in known:
-        raise GraphError(f"`base` must be a YAML file or a model that Ultralytics ships, but got {base!r}. {nearest(file.name, known)}")
-    try:
-        config = dict(tasks.yaml_model_load(base))
-    except (ValueError, TypeError, OSError, YAMLError) as error:
-        raise GraphError(f"{base} must be a model YAML, but: {' '.join(str(error).split())}") from error
+    if is_file(file):
+        config = read_file(file, kind=GraphError, example="backbone: [[-1, 1, Conv, [64, 3, 2]]]")
+        config["scale"] = tasks.guess_model_scale(file)
+    elif _without_scale(file.name) in known or file.name in known:
+        try:
+            config = dict(tasks.yaml_model_load(base))
+        except OSError as error:
+            raise GraphError(f"{base} must be a file or a model that Ultralytics ships, but: {' '.join(str(error).split())}") from error
+    else:
+        raise GraphError(
+            f"`base` must be a YAML file or a model that Ultralytics ships, but got {shown(base)}. {nearest(file.name, known)}"
+        )
     # Ultralytics guesses a scale from the name alone: yolov9s.yaml has none.
     scale = str(config.pop("scale", "") or "") if config.get("scales") else ""
     config.pop("scale", None)
     config.pop("yaml_file", None)
-    return Graph.from_yaml(config), scale
+    try:
+        return Graph.from_yaml(config), scale
+    except GraphError as error:
+        raise GraphError(f"{base}: {error}") from error
+
+
+def base_sites(base: str) -> tuple[Graph, str, tuple[Site, ...]]:
+    """`load_base` and the `sites` of what it gives.
+
+    Raises:
+        GraphError: no such name or file, not a detection YAML, or one that cannot be built; the message names it.
+    """
+    graph, scale = load_base(base)
+    try:
+        return graph, scale, sites(graph, scale)
+    except GraphError as error:
+        raise GraphError(f"{base}: {error}") from error
 
 
 def shipped() -> tuple[str, ...]:
@@ -81,15 +107,53 @@ def build(graph: Graph, scale: str, classes: int | None = None, names: Sequence[
     Raises:
         GraphError: Ultralytics cannot build it; the message carries its reason.
     """
+    _require_modules(graph)
     head = graph.rows[-1].module
     model_class = tasks.RTDETRDetectionModel if head == "RTDETRDecoder" else tasks.DetectionModel
     try:
         model: nn.Module = model_class(base_yaml(graph, scale, classes), ch=3, nc=classes, verbose=False)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise GraphError(f"A model YAML must build, but Ultralytics says {type(error).__name__}: {error}; run `nas-attn check`.") from error
+    except Exception as error:  # whatever constructors of any module say to arguments that they were not written for
+        reason = shown(f"{type(error).__name__}: {' '.join(str(error).split())}", 300)[1:-1]
+        raise GraphError(f"A model YAML must build, but Ultralytics says {reason}; run `nas-attn check`.") from error
     if names:
         setattr(model, "names", dict(enumerate(names)))  # noqa: B010 - torch types every attribute as Tensor or Module
     return model
+
+
+def _require_modules(graph: Graph) -> None:
+    """Ultralytics' parser calls whatever a row names in its globals, functions too, and evaluates `activation` as code; here neither."""
+    for number, row in enumerate(graph.rows):
+        name, cls = row.module, _parsed_name(row.module)
+        if (largest := max((arg for arg in row.args if isinstance(arg, int)), default=0)) > MOST_CHANNELS:
+            raise GraphError(f"`args` of row {number} must be at most {MOST_CHANNELS}, but got {shown(largest)}; correct the channels.")
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            known = [key for key, value in vars(tasks).items() if isinstance(value, type) and issubclass(value, nn.Module)]
+            raise GraphError(f"`module` of row {number} must be a module's class, but {shown(name)} is none. {nearest(name, known)}")
+    activation = graph.settings.get("activation")
+    if activation and not _is_activation(activation):
+        raise GraphError(f"`activation` must be a module of torch.nn with plain arguments, but got {shown(activation)}; write nn.SiLU().")
+
+
+def _parsed_name(name: str) -> object:
+    """What the parser finds under a row's module name, or None."""
+    for prefix, package in (("nn.", "torch.nn"), ("torchvision.ops.", "torchvision.ops")):
+        if name.startswith(prefix):
+            return getattr(importlib.import_module(package), name.removeprefix(prefix), None)
+    return vars(tasks).get(name)
+
+
+def _is_activation(text: object) -> bool:
+    """Whether a text is a call such as `nn.LeakyReLU(0.1)`, and nothing else."""
+    match = re.fullmatch(r"(?:torch\.)?nn\.(\w+)(\(.*\))", text) if isinstance(text, str) else None
+    cls = getattr(nn, match[1], None) if match else None
+    if not match or not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        return False
+    try:
+        call = ast.parse(f"f{match[2]}", mode="eval").body
+    except SyntaxError:
+        return False
+    given = [*call.args, *(keyword.value for keyword in call.keywords)] if isinstance(call, ast.Call) else [call]
+    return all(isinstance(value, ast.Constant) for value in given)
 
 
 def insert_architecture(graph: Graph, architecture: Architecture) -> Edit:
@@ -163,6 +227,11 @@ def load_weights(model: nn.Module, file: Path) -> tuple[str, ...]:
             f"{file} must hold weights of the base, but {len(bad) + len(new)} of its {len(target)} tensors are missing or of another shape "
             f"and {len(extra)} are unknown (first: {[*bad, *new, *extra][:3]}); give the checkpoint of the same model and scale."
         )
+    broken = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise InputError(
+            f"{file} must hold finite weights, but {len(broken)} tensors do not (first: {broken[:3]}); give an earlier checkpoint."
+        )
     model.load_state_dict({**target, **{k: v for k, v in state.items() if k not in new}})
     return new
 
@@ -173,12 +242,14 @@ def read_state(file: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, or not loadable without executing what it holds.
     """
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"Weights must be a file, but {file} is none; give a path to a .pt file.")
+    if not file.stat().st_size:
+        raise InputError(f"{file} must be an Ultralytics checkpoint or a plain state dict, but it is empty; copy it again.")
     try:
         plain = torch.load(file, map_location="cpu", weights_only=True)
         if isinstance(plain, Mapping) and plain and all(isinstance(v, Tensor) for v in plain.values()):
-            return {k: v.float() if v.is_floating_point() else v for k, v in plain.items()}
+            return {str(k): v.float() if v.is_floating_point() else v for k, v in plain.items()}
     except Exception as error:
         # An Ultralytics checkpoint pickles its model, which weights_only refuses; its own safe loader knows those classes.
         LOGGER.debug(f"{file} is no plain state dict: {error}")
@@ -187,7 +258,10 @@ def read_state(file: Path) -> dict[str, Tensor]:
         model = checkpoint.get("ema") or checkpoint["model"]
         return dict(model.float().state_dict())
     except Exception as error:
-        raise InputError(f"{file} must be an Ultralytics checkpoint or a plain state dict, but: {error}") from error
+        reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 200)[1:-1]
+        raise InputError(
+            f"{file} must be an Ultralytics checkpoint or a plain state dict, but: {reason}; give the best.pt of a training."
+        ) from error
 
 
 def layers(model: nn.Module) -> nn.Sequential:

@@ -46,6 +46,8 @@ class _Loader(yaml.SafeLoader):
             raise _fault(f"{text} is not the number or the day that it looks like, put it in quotes", node.start_mark) from error
         if type(value) is int and value.bit_length() > _LARGEST_BITS:
             raise _fault(f"a whole number has {value.bit_length()} bits, write one of at most {_LARGEST_BITS}", node.start_mark)
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise _fault(f"{shown(value)} holds half a character, write the whole one", node.start_mark)
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -118,6 +120,14 @@ def read_file(file: Path, *, kind: type[InputError] = SpaceError, largest: int =
     if size > largest:
         raise kind(f"{file}: must be at most {largest} bytes, but has {size}; give the YAML itself, not what it names.")
     return read(content, str(file), kind=kind, largest=largest, example=example)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def write(data: Mapping[str, Any]) -> str:

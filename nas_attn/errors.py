@@ -16,7 +16,6 @@ A message states the invariant, then the values, then the remedy.
 import difflib
 from collections.abc import Iterable
 
-
 MOST_KNOWN = 200
 """Names that a message lists: columns of a table may be thousands."""
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nas_attn.errors import GraphError, nearest
+from nas_attn.errors import GraphError, nearest, shown
 
 IMAGE = -1  # the source of row 0: the network's input
 OWN_PREFIX = "nas_attn."
@@ -33,6 +33,7 @@ SIDE_EFFECTS = frozenset({"ImagePoolingAttn"})  # read by no row: it changes the
 ATTENTION = frozenset({"AIFI", "PSA", "C2PSA", "C2fPSA", "C3TR", "C2fAttn", "A2C2f"})
 MID_STAGE = frozenset({"Concat", "nn.Upsample", "AConv", "ADown"})
 MID_STAGE_AT_STRIDE_2 = frozenset({"Conv", "DWConv", "GhostConv", "SCDown", "nn.ConvTranspose2d"})
+MOST_ROWS = 1000  # and as many repeats: a slip beyond would fill the memory before anything could be said about it
 LEAST_CHANNELS = 16  # in an unknown module, a smaller first argument is taken for a kernel size or the like
 
 _Parsed = tuple[tuple[int | None, ...], int | None, tuple[Any, ...]]
@@ -262,7 +263,7 @@ def _is_integer(value: object) -> bool:
 
 def _is_size(value: object, length: int) -> bool:
     numbers = value if isinstance(value, list | tuple) else [value]
-    return len(numbers) == length and all(isinstance(one, float) or _is_integer(one) for one in numbers)
+    return len(numbers) == length and all((isinstance(one, float) or _is_integer(one)) and 0 < one < math.inf for one in numbers)
 
 
 def _malformed(row: int, rules: Mapping[str, bool]) -> tuple[Finding, ...]:
@@ -274,24 +275,24 @@ def _problems(data: Mapping[str, Any]) -> tuple[Finding, ...]:
     if not isinstance(data, Mapping) or not all(isinstance(data.get(key), list | tuple) for key in ("backbone", "head")):
         return _malformed(-1, {"A model YAML must have `backbone` and `head`, lists of rows": False})
     rows, scales = [*data["backbone"], *data["head"]], data.get("scales") or {}
-    numbers = {key: data.get(key, 1) for key in ("width_multiple", "channels")}
-    rules = {f"`{key}` must be a number, but is {number!r}": _is_size(number, 1) for key, number in numbers.items()}
+    numbers = {key: data.get(key, 1) for key in ("depth_multiple", "width_multiple", "channels", "nc")}
+    rules = {f"`{key}` must be a number above 0, but is {shown(number)}": _is_size(number, 1) for key, number in numbers.items()}
     sizes = isinstance(scales, Mapping) and all(isinstance(key, str) and _is_size(size, 3) for key, size in scales.items())
-    rules[f"`scales` must map letters to [depth, width, max_channels], but is {scales!r}"] = sizes
-    rules["`backbone` and `head` must have rows, but have none"] = bool(rows)
+    rules[f"`scales` must map letters to [depth, width, max_channels], but is {shown(scales)}"] = sizes
+    rules[f"`backbone` and `head` must have rows, {MOST_ROWS} at most, but have {len(rows) or 'none'}"] = 0 < len(rows) <= MOST_ROWS
     return _malformed(-1, rules) + tuple(finding for number, row in enumerate(rows) for finding in _row_problems(number, row, len(rows)))
 
 
 def _row_problems(number: int, row: Any, length: int) -> Iterable[Finding]:
     if not isinstance(row, list | tuple) or len(row) != 4:
-        return _malformed(number, {f"A row must be [from, repeats, module, args], but row {number} is {row!r}": False})
+        return _malformed(number, {f"A row must be [from, repeats, module, args], but row {number} is {shown(row)}": False})
     source, repeats, module, args = row
     sources = source if isinstance(source, list | tuple) else [source]
     rules = {
-        f"`from` of row {number} must hold row numbers, but is {source!r}": bool(sources) and all(map(_is_integer, sources)),
-        f"`repeats` of row {number} must be an integer from 1 up, but is {repeats!r}": _is_integer(repeats) and repeats >= 1,
-        f"`module` of row {number} must be a name, but is {module!r}": isinstance(module, str) and bool(module),
-        f"`args` of row {number} must be a list, but is {args!r}": isinstance(args, list | tuple),
+        f"`from` of row {number} must hold row numbers, but is {shown(source)}": bool(sources) and all(map(_is_integer, sources)),
+        f"`repeats` of row {number} must be 1 to {MOST_ROWS}, but is {shown(repeats)}": _is_integer(repeats) and 0 < repeats <= MOST_ROWS,
+        f"`module` of row {number} must be a name, but is {shown(module)}": isinstance(module, str) and bool(module),
+        f"`args` of row {number} must be a list, but is {shown(args)}": isinstance(args, list | tuple),
     }
     return _malformed(number, rules) or _bad_references(number, _absolute(number, sources), sources, length)
 
@@ -325,7 +326,7 @@ def _parser_names(settings: Mapping[str, Any], scale: str) -> dict[str, Any]:
     scales = settings.get("scales") or {}
     scale = scale or next((letter for letter in (settings.get("scale"), *scales) if letter in scales), "")
     if scales and scale not in scales:
-        raise GraphError(f"`scale` must be one of the YAML's, but got {scale!r}. {nearest(scale, scales)}")
+        raise GraphError(f"`scale` must be one of the YAML's, but got {shown(scale)}. {nearest(scale, scales)}")
     unscaled = (settings.get("depth_multiple", 1.0), settings.get("width_multiple", 1.0), math.inf)
     names = dict(zip(("depth", "width", "max_channels"), scales[scale] if scales else unscaled, strict=True))
     return {**names, "scale": scale, "nc": settings.get("nc"), "reg_max": settings.get("reg_max", 16), "c2": settings.get("channels", 3)}
@@ -351,7 +352,7 @@ def _unregistered(graph: Graph, registered: Collection[str] | None) -> Iterator[
     for number, module in enumerate(row.module for row in graph.rows):
         if _is_foreign(module) and not (module.startswith(OWN_PREFIX) if registered is None else module in registered):
             remedy = nearest(module, {*(known_names() or ()), *(registered or ())}).partition("Known:")[0].strip()
-            message = f"A module's name must be known to Ultralytics' parser, but row {number} names {module!r}"
+            message = f"A module's name must be known to Ultralytics' parser, but row {number} names {shown(module)}"
             yield Finding(number, "unregistered", f"{message}; correct it, or register its class. {remedy}".rstrip())
 
 
@@ -375,8 +376,7 @@ def _dead(graph: Graph) -> Iterator[Finding]:
 def _bypassed(graph: Graph) -> Iterator[Finding]:
     for number, row in enumerate(graph.rows):
         if row.sources == (number - 1,) and _is_foreign(row.module) and graph.consumers(number):
-            raw = [reader for reader in graph.consumers(number - 1) if reader > number]
-            if raw:
+            if raw := [reader for reader in graph.consumers(number - 1) if reader > number]:
                 message = f"Later rows should read row {number} ({row.module}), but {raw} read row {number - 1}, its source"
                 yield Finding(number, "bypassed-attention", f"{message}; let them read {number}, unless they are meant to stay raw.")
 

@@ -11,14 +11,19 @@ from typing import Any
 
 from nas_attn import custom, data, proxy
 from nas_attn.architecture import Architecture, Placement
-from nas_attn.detector import build, load_base, load_weights, sites
-from nas_attn.errors import DataError, InputError, StudyError, nearest
+from nas_attn.detector import base_sites, build, load_weights
+from nas_attn.document import is_file
+from nas_attn.errors import DataError, InputError, StudyError, TransferError, nearest, shown
 from nas_attn.graph import Graph
+from nas_attn.jobs import rungs_for
+from nas_attn.sampler import require as require_sampler
+from nas_attn.schedule import check_options
 from nas_attn.setup import Setup, resolved_device, threads
 from nas_attn.space import SearchSpace, Site
 from nas_attn.spec import SpaceSpec
 
 SCORE_ON = ("search_val", "val")
+POOLS = ("ray", "inline")
 HELP_EPOCHS = 3
 PROBE_BATCHES = 3
 SETUP = "setup.json"
@@ -60,6 +65,20 @@ class Estimate:
     device: str
 
 
+def require_options(spec: SpaceSpec, folder: Path, *, trials: int, sampler: str, fidelity: str, pool: str, workers: int | None) -> None:
+    """Raises InputError for what a command line asks of a search that no search can do; asked before workers start, which takes long."""
+    if trials < 1:
+        raise InputError(f"`--trials` must be at least 1, the base, but got {trials}; give e.g. 40.")
+    if pool not in POOLS:
+        raise InputError(f"`--pool` must be ray or inline, but got {shown(pool)}. {nearest(pool, POOLS)}")
+    require_sampler(sampler)
+    rungs_for(spec, fidelity)
+    check_options(workers, None, None)
+    holder = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not holder.is_dir():
+        raise InputError(f"`--out` must be a folder, but {holder} is a file; name another.")
+
+
 def prepare(
     spec: SpaceSpec,
     source: str,
@@ -77,16 +96,15 @@ def prepare(
     """
     if score_on not in SCORE_ON:
         raise InputError(f"`--score-on` must be search_val or val, but got {score_on!r}. {nearest(score_on, SCORE_ON)}")
-    if weights is not None and not weights.is_file():
+    if weights is not None and not is_file(weights):
         raise InputError(f"`--weights` must be a file, but {weights} is none; leave it out to fit the base from scratch.")
     if weights is None and not spec.base_fit.epochs:
         raise InputError("`base_fit.epochs: 0` takes the base as its weights are, but there are none; give --weights or epochs.")
-    graph, scale = load_base(spec.base_file(source))
+    graph, scale, available = base_sites(spec.base_file(source))
     if graph.rows[-1].module == "RTDETRDecoder":
         raise InputError(
             f"A search needs a YOLO base, but {spec.base} ends in RTDETRDecoder, whose training differs; take e.g. yolo11n.yaml."
         )
-    available = sites(graph, scale)
     space = spec.resolve(available, source)
     found = data.load(data_yaml)
     if weights is not None:
@@ -173,7 +191,10 @@ def _split(spec: SpaceSpec, found: data.DataSet, labels: list[data.Labels], scor
 
 
 def _check_weights(spec: SpaceSpec, graph: Graph, scale: str, names: tuple[str, ...], weights: Path) -> None:
-    new = load_weights(build(graph, scale, len(names), names), weights)
+    try:
+        new = load_weights(build(graph, scale, len(names), names), weights)
+    except TransferError as error:  # of the user's own file: theirs to correct, before anything has begun
+        raise InputError(f"`--weights`: {error}") from error
     if new and not spec.base_fit.epochs:
         raise InputError(
             f"`base_fit.epochs: 0` needs weights of the same {len(names)} classes, but {len(new)} head tensors of {weights} differ; "

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from nas_attn.architecture import Param
 from nas_attn.arguments import problem as argument_problem
 from nas_attn.blueprint import ModuleRecord
-from nas_attn.document import read, read_file, write
+from nas_attn.document import is_file, read, read_file, write
 from nas_attn.errors import SpaceError, nearest, shown, word
 from nas_attn.records import MODULES
 from nas_attn.space import SearchSpace, Site, combinations, resolve
@@ -284,12 +284,12 @@ def shipped() -> dict[str, Path]:
 
 def _find(path_or_name: str | Path) -> Path:
     path, known = Path(path_or_name), shipped()
-    if path.is_file():
+    if is_file(path):
         return path
     name = str(path_or_name)
     if (stem := name.removesuffix(".yaml")) in known:
         return known[stem]
-    raise SpaceError(f"A space must be a YAML file or the name of a shipped one, but got {name!r}. {nearest(path.stem, known)}")
+    raise SpaceError(f"A space must be a YAML file or the name of a shipped one, but got {shown(name)}. {nearest(path.stem, known)}")
 
 
 def _choices(module: Any, given: Any) -> dict[str, tuple[Param, ...]]:

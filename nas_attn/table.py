@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nas_attn.document import is_file
 from nas_attn.errors import InputError, nearest, shown, word
 from nas_attn.pareto import SIGNS
 
@@ -133,23 +134,33 @@ def _table(frame: pd.DataFrame, genes: Sequence[str], directions: Mapping[str, s
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"A table must be a CSV file, but {path} is no file; give the path of one.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # As text: what is a number is decided by the column's role, and a family may be called NA.
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
-    except (ValueError, OSError, OverflowError, MemoryError, pd.errors.ParserWarning) as error:  # ParserError and EmptyDataError are ValueErrors
+    except (
+        ValueError,
+        OSError,
+        OverflowError,
+        MemoryError,
+        pd.errors.ParserWarning,
+    ) as error:  # ParserError and EmptyDataError are ValueErrors
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{path}: a table must be a CSV with a header, but it cannot be read: {shown(reason, 200)}; save it again.") from error
+        raise InputError(
+            f"{path}: a table must be a CSV with a header, but it cannot be read: {shown(reason, 200)}; save it again."
+        ) from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes cells beyond the header's for names of rows
         raise InputError(f"{path}: a row must have a cell for each column, but rows have more cells than the header; remove those cells.")
     if frame.empty:
         raise InputError(f"{path}: a table must have at least one row, but it has none; write rows below the header.")
     short = np.flatnonzero(frame.isna().any(axis=1).to_numpy())
     if len(short):
-        raise InputError(f"{path}: a row must have a cell for each of the {len(frame.columns)} columns, but {_rows(short)} has fewer; fill it.")
+        raise InputError(
+            f"{path}: a row must have a cell for each of the {len(frame.columns)} columns, but {_rows(short)} has fewer; fill it."
+        )
     names = [str(name).strip() for name in frame.columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{path}: every column must have a name of its own, but {shown(twice[0])} is the name of two; rename one.")

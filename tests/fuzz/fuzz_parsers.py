@@ -68,6 +68,7 @@ def run_hypothesis(name: str, seconds: float, out: Path) -> None:
     from targets import TARGETS
 
     target, ledger = TARGETS[name], Ledger.open(out / f"{name}-hypothesis.json")
+    seeds = target.seeds()
     until = time.monotonic() + seconds
 
     class Broken(Exception):  # noqa: N818 - a verdict, which Hypothesis shrinks
@@ -80,7 +81,7 @@ def run_hypothesis(name: str, seconds: float, out: Path) -> None:
 
             @hypothesis.seed(ledger.rounds)
             @hypothesis.settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-            @hypothesis.given(inputs(target.seeds))
+            @hypothesis.given(inputs(seeds))
             def one(content: bytes) -> None:
                 verdict = judge(target, folder, content)
                 ledger.note(verdict, content)
@@ -107,7 +108,7 @@ def run_atheris(name: str, seconds: float, out: Path) -> None:
     target, ledger = TARGETS[name], Ledger.open(out / f"{name}-atheris.json")
     corpus = out / f"{name}-corpus"
     corpus.mkdir(exist_ok=True)
-    for number, content in enumerate(target.seeds):
+    for number, content in enumerate(target.seeds()):
         (corpus / f"seed-{number}").write_bytes(content)
     words = out / f"{name}.dict"
     words.write_text(_dictionary())
@@ -124,7 +125,14 @@ def run_atheris(name: str, seconds: float, out: Path) -> None:
             if ledger.note(judge(target, folder, content), content) or ledger.executions % SAVE_EVERY == 0:
                 ledger.save()
 
-        arguments = [f"-timeout={int(seconds) + 3600}", "-rss_limit_mb=0", "-max_len=4096", "-verbosity=0", f"-artifact_prefix={corpus}/", f"-dict={words}"]
+        arguments = [
+            f"-timeout={int(seconds) + 3600}",
+            "-rss_limit_mb=0",
+            "-max_len=4096",
+            "-verbosity=0",
+            f"-artifact_prefix={corpus}/",
+            f"-dict={words}",
+        ]
         atheris.Setup([sys.argv[0], *arguments, str(corpus)], one)
         atheris.Fuzz()
 

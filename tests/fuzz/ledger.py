@@ -77,6 +77,7 @@ def _refusal(target: Target, message: str) -> Verdict:
 def _normal(message: str) -> str:
     """A message without its values."""
     text = re.sub(r"(/[\w.\-]+)+/", "", message)
+    text = re.sub(r"0x[0-9a-f]+: .*?;", "B", message)
     text = re.sub(r"(Known|Did you mean).*", "K", text)
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "Q", text)
     text = re.sub(r"but got .*?(?=[;.] |[;.]$|$)|(?<=but )\S.*(?=;)", "V", text)

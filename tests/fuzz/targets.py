@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from nas_attn import cli_simulate, data, detector, table
+from nas_attn import cli_simulate, data, table
 from nas_attn.document import read
 from nas_attn.graph import Graph, channels, lint_yaml
 from nas_attn.replay_rules import make_rules
@@ -60,7 +59,7 @@ class Target:
     file: str
     prepare: Callable[[Path], None]
     run: Callable[[Path, bytes], None]
-    seeds: tuple[bytes, ...]
+    seeds: Callable[[], tuple[bytes, ...]]
 
 
 def _no_files(_: Path) -> None:
@@ -96,8 +95,9 @@ def _model(_: Path, content: bytes) -> None:
 
 
 def _build(folder: Path, content: bytes) -> None:
-    graph, scale = detector.load_base(str(_write(folder, "model.yaml", content)))
-    detector.sites(graph, scale)
+    from nas_attn import detector  # torch is for those that need it
+
+    detector.base_sites(str(_write(folder, "model.yaml", content)))
 
 
 def _data(folder: Path, content: bytes) -> None:
@@ -133,6 +133,8 @@ def _pairs(folder: Path, content: bytes) -> None:
 
 
 def _weights(folder: Path, content: bytes) -> None:
+    from nas_attn import detector
+
     detector.read_state(_write(folder, "weights.pt", content))
 
 
@@ -146,6 +148,8 @@ def _images() -> tuple[bytes, ...]:
 
 
 def _checkpoints() -> tuple[bytes, ...]:
+    import torch
+
     zipped, plain = io.BytesIO(), io.BytesIO()
     state = {"model.0.weight": torch.ones(2, 2), "model.0.steps": torch.tensor(3)}
     torch.save(state, zipped)
@@ -154,14 +158,14 @@ def _checkpoints() -> tuple[bytes, ...]:
 
 
 TARGETS: Mapping[str, Target] = {
-    "space": Target(file="space.yaml", prepare=_no_files, run=_space, seeds=(SPACE.encode(),)),
-    "model": Target(file="model.yaml", prepare=_no_files, run=_model, seeds=(MODEL.encode(),)),
-    "build": Target(file="model.yaml", prepare=_no_files, run=_build, seeds=(MODEL.encode(),)),
-    "data": Target(file="data.yaml", prepare=_data_files, run=_data, seeds=(DATA.encode(),)),
-    "list": Target(file="images.txt", prepare=_data_files, run=_list, seeds=(b"images/train/one.png\n./images/val/one.png\n",)),
-    "labels": Target(file="one.txt", prepare=_data_files, run=_labels, seeds=(LABELS.encode(),)),
-    "image": Target(file="odd.png", prepare=_no_files, run=_image, seeds=_images()),
-    "table": Target(file="table.csv", prepare=_no_files, run=_table, seeds=(TABLE.encode(),)),
-    "pairs": Target(file="", prepare=_no_files, run=_pairs, seeds=(PAIRS.encode(), b"\n0.5\n\n", b"map=p10\nmap=0,latency=1\n\n")),
-    "weights": Target(file="weights.pt", prepare=_no_files, run=_weights, seeds=_checkpoints()),
+    "space": Target(file="space.yaml", prepare=_no_files, run=_space, seeds=lambda: (SPACE.encode(),)),
+    "model": Target(file="model.yaml", prepare=_no_files, run=_model, seeds=lambda: (MODEL.encode(),)),
+    "build": Target(file="model.yaml", prepare=_no_files, run=_build, seeds=lambda: (MODEL.encode(),)),
+    "data": Target(file="data.yaml", prepare=_data_files, run=_data, seeds=lambda: (DATA.encode(),)),
+    "list": Target(file="images.txt", prepare=_data_files, run=_list, seeds=lambda: (b"images/train/one.png\n./images/val/one.png\n",)),
+    "labels": Target(file="one.txt", prepare=_data_files, run=_labels, seeds=lambda: (LABELS.encode(),)),
+    "image": Target(file="odd.png", prepare=_no_files, run=_image, seeds=_images),
+    "table": Target(file="table.csv", prepare=_no_files, run=_table, seeds=lambda: (TABLE.encode(),)),
+    "pairs": Target(file="", prepare=_no_files, run=_pairs, seeds=lambda: (PAIRS.encode(), b"\n0.5\n\n", b"map=p10\nmap=0,latency=1\n\n")),
+    "weights": Target(file="weights.pt", prepare=_no_files, run=_weights, seeds=_checkpoints),
 }
