@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-_Usage = typer.BadParameter.__mro__[2]  # ClickException, which Typer exports under no name of its own
+_Usage: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, which Typer exports under no name of its own
 TARGET = "nas_attn.evaluate:serve"
 DEMO_TRIALS = 14
 CLEAN_EVERY = 8
@@ -96,8 +96,7 @@ def demo(
     from nas_attn.demo import draw_data_set
     from nas_attn.spec import SpaceSpec
 
-    options = {"sampler": "model", "fidelity": "full", "workers": None}
-    plan.require_options(SpaceSpec.load("toy"), out, trials=trials, pool=pool, **options)
+    plan.require_options(SpaceSpec.load("toy"), out, trials=trials, sampler="model", fidelity="full", pool=pool, workers=None)
     data = draw_data_set(out / "data")
     console.print(f"Drew a data set of handwritten digits: {data}")
     study = out / "study"

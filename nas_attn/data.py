@@ -282,7 +282,7 @@ def _image_size(image: str) -> tuple[int, int]:
                 orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if picture.format != "TIFF" else 1
         if not _has_end(image):
             raise OSError("it ends before its last chunk")
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, ImportError) as error:  # Ultralytics, once imported, asks for a HEIF reader that is not installed
         raise DataError(
             f"Every image must be readable, but {word(image)} is no image that Pillow knows; remove it from the split."
         ) from error

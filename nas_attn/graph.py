@@ -375,10 +375,10 @@ def _dead(graph: Graph) -> Iterator[Finding]:
 
 def _bypassed(graph: Graph) -> Iterator[Finding]:
     for number, row in enumerate(graph.rows):
-        if row.sources == (number - 1,) and _is_foreign(row.module) and graph.consumers(number):
-            if raw := [reader for reader in graph.consumers(number - 1) if reader > number]:
-                message = f"Later rows should read row {number} ({row.module}), but {raw} read row {number - 1}, its source"
-                yield Finding(number, "bypassed-attention", f"{message}; let them read {number}, unless they are meant to stay raw.")
+        raw = [reader for reader in graph.consumers(number - 1) if reader > number]
+        if raw and row.sources == (number - 1,) and _is_foreign(row.module) and graph.consumers(number):
+            message = f"Later rows should read row {number} ({row.module}), but {raw} read row {number - 1}, its source"
+            yield Finding(number, "bypassed-attention", f"{message}; let them read {number}, unless they are meant to stay raw.")
 
 
 def _unshifted(graph: Graph) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Every malformed input of `tests/corpus`, given to the command line: one line that names what is wrong, exit code 2, nothing left behind."""
+"""Every malformed input of `tests/corpus` on the command line: one line that names what is wrong, exit code 2, nothing left behind."""
 
 import base64
 import contextlib
@@ -176,7 +176,8 @@ def test_the_corpus_is_as_large_as_it_says_and_nothing_is_twice() -> None:
     assert all(entry["names"] for entry in ALL.values())
 
 
-def test_good_input_is_not_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("folder")
+def test_good_input_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["search", "space.yaml", "--data", "data.yaml", "--out", "study", "--device", "cpu"]
     code, stderr = typed(command, monkeypatch)
     assert (code, "before workers start" in stderr) == (1, True), stderr  # it came as far as the pool that this test forbids
