@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from nas_attn.document import is_file, read_file
-from nas_attn.errors import DataError, nearest, shown, word
+from nas_attn.errors import DataError, nearest, shown
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_YAML_BYTES = 1 << 20
@@ -223,7 +223,7 @@ def _locate(entry: str, root: Path, file: Path, split: str) -> Path:
     except (OSError, ValueError) as error:  # longer than a file system takes, or with a byte that none takes
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{file}: `{split}: {shown(entry)}` must name a file or folder, but: {reason}; correct `{split}`.") from error
-    raise DataError(f"{file}: `{split}: {shown(entry)}` must exist, but {word(candidates[0])} does not; correct `path` or `{split}`.")
+    raise DataError(f"{file}: `{split}: {shown(entry)}` must exist, but {candidates[0]} does not; correct `path` or `{split}`.")
 
 
 def _expand(location: Path) -> list[str]:
@@ -284,13 +284,13 @@ def _image_size(image: str) -> tuple[int, int]:
             raise OSError("it ends before its last chunk")
     except (UnidentifiedImageError, ImportError) as error:  # Ultralytics, once imported, asks for a HEIF reader that is not installed
         raise DataError(
-            f"Every image must be readable, but {word(image)} is no image that Pillow knows; remove it from the split."
+            f"Every image must be readable, but {image} is no image that Pillow knows; remove it from the split."
         ) from error
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, struct.error, Warning, _BOMB) as error:
         # What Pillow's readers raise where a header is not what they take it for.
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise DataError(
-            f"Every image must be readable, but {word(image)} is not ({reason.rstrip('.')}); remove it from the split."
+            f"Every image must be readable, but {image} is not ({reason.rstrip('.')}); remove it from the split."
         ) from error
     return (width_px, height_px) if orientation in {5, 6, 7, 8} else (height_px, width_px)
 
