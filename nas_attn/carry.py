@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from nas_attn.errors import PoolError
-from nas_attn.setup import write_atomic
+from nas_attn.files import write_atomic
 
 T = TypeVar("T")
 

@@ -183,8 +183,9 @@ def _names(config: Mapping[str, Any], file: Path) -> tuple[str, ...]:
 
 def _images(config: Mapping[str, Any], split: str, file: Path) -> tuple[str, ...]:
     entries = config.get(split)
-    listed = entries if isinstance(entries, list) else [entries]
-    if not entries or not all(isinstance(entry, str) and entry for entry in listed):
+    given = entries if isinstance(entries, list) else [entries]
+    listed = [entry for entry in given if isinstance(entry, str) and entry]
+    if not entries or len(listed) < len(given):
         slip = nearest(split, [str(key) for key in config if key not in KEYS]) if entries is None and config.keys() - set(KEYS) else ""
         raise DataError(
             f"{file}: key `{split}` must name images, but it is {shown(entries)}; write e.g. `{split}: images/{split}`. {slip}".rstrip()
@@ -283,15 +284,11 @@ def _image_size(image: str) -> tuple[int, int]:
         if not _has_end(image):
             raise OSError("it ends before its last chunk")
     except (UnidentifiedImageError, ImportError) as error:  # Ultralytics, once imported, asks for a HEIF reader that is not installed
-        raise DataError(
-            f"Every image must be readable, but {image} is no image that Pillow knows; remove it from the split."
-        ) from error
+        raise DataError(f"Every image must be readable, but {image} is no image that Pillow knows; remove it from the split.") from error
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, struct.error, Warning, _BOMB) as error:
         # What Pillow's readers raise where a header is not what they take it for.
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(
-            f"Every image must be readable, but {image} is not ({reason.rstrip('.')}); remove it from the split."
-        ) from error
+        raise DataError(f"Every image must be readable, but {image} is not ({reason.rstrip('.')}); remove it from the split.") from error
     return (width_px, height_px) if orientation in {5, 6, 7, 8} else (height_px, width_px)
 
 

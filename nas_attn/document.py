@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            value = super().construct_object(node, deep)
         except _UNREADABLE as error:
             text = shown(str(node.value))
             raise _fault(f"{text} is not the number or the day that it looks like, put it in quotes", node.start_mark) from error

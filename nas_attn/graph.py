@@ -263,7 +263,7 @@ def _is_integer(value: object) -> bool:
 
 def _is_size(value: object, length: int) -> bool:
     numbers = value if isinstance(value, list | tuple) else [value]
-    return len(numbers) == length and all((isinstance(one, float) or _is_integer(one)) and 0 < one < math.inf for one in numbers)
+    return len(numbers) == length and all(isinstance(one, (int, float)) and one is not True and 0 < one < math.inf for one in numbers)
 
 
 def _malformed(row: int, rules: Mapping[str, bool]) -> tuple[Finding, ...]:
