@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import shlex
 import sys
 import traceback
@@ -15,7 +16,7 @@ from rich.console import Console
 from nas_attn.cli_simulate import simulate
 from nas_attn.cli_storage import StorageUrl, forget_url, hide_url, rebuild
 from nas_attn.cli_verify import verify
-from nas_attn.errors import GraphError, InputError, Interrupted, NasAttnError
+from nas_attn.errors import GraphError, InputError, Interrupted, NasAttnError, shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
@@ -40,7 +41,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="nas-attn", standalone_mode=False)
     except NasAttnError as error:
         _fail(error, error.exit_code, debug)
     except _Usage as error:
@@ -57,7 +58,15 @@ def _misused(error: Any) -> InputError:
         error.show()
         raise SystemExit(InputError.exit_code)
     command = error.ctx.command_path if getattr(error, "ctx", None) else "nas-attn"
-    return InputError(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{command} --help`.")
+    return InputError(f"{' '.join(error.format_message().split()).rstrip('.')}{_given(error)}; see `{command} --help`.")
+
+
+def _given(error: Any) -> str:
+    """The value of the option that is wrong, which not every version of Typer names."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    words = [word for argument in sys.argv[1:] for word in (argument.split("=", 1) if argument.startswith("--") else [argument])]
+    values = [value for name, value in itertools.pairwise(words) if name in names]
+    return f", but got {shown(values[-1])}" if values and values[-1] not in error.format_message() else ""
 
 
 def _fail(error: Exception, code: int, debug: bool) -> None:
