@@ -67,8 +67,8 @@ def _require_enough(folder: Path, attributes: Mapping[str, Any], pages: Mapping[
     missing += [] if 0 in pages else ["ledger/trial-00000.json, the base"]
     if missing:
         raise StudyError(
-            f"A study can be made anew only from a whole ledger, but {folder} lacks {' and '.join(missing)} (studies have had one since "
-            "0.2); copy them from a backup, or begin another study in another folder."
+            f"A study can be made anew only from a whole ledger, but {folder} lacks {' and '.join(missing)} (studies of "
+            "0.1.0 have none until they go on); copy them from a backup, or begin another study in another folder."
         )
 
 
