@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from study_targets import BASE, Fake, measured, open_record, setup, space, tell_next
 
-from nas_attn import cli, cli_storage, report, study
+from nas_attn import cli_search, cli_storage, report, study
 from nas_attn.pool import InlinePool
 from nas_attn.record import load_study
 from nas_attn.spec import SpaceSpec
@@ -106,7 +106,7 @@ def test_a_search_on_a_server_leaves_its_password_nowhere(tmp_path, postgres, ca
         trials=5,
         sampler="random",
         storage=url,
-        command=cli._typed("search", "toy", trials=5, out=folder),
+        command=cli_search._typed("search", "toy", trials=5, out=folder),
         on_event=lambda event: events.append(str(event)),
     )
     report.write(snapshot, folder)

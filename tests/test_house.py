@@ -95,6 +95,7 @@ HOUSE: dict[str, set[str]] = {
     "progress": {"rich"},
     "show": {"rich"},
     "cli_storage": {"typer", "rich"},
+    "cli_search": {"typer", "rich"},
     "cli_simulate": {"typer", "rich"},
     "cli_verify": {"typer", "rich"},
     "cli": {"typer", "rich", "click"},
