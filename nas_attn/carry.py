@@ -4,6 +4,7 @@ A worker that finds the driver's mark in the folder works in it, and nothing tra
 below the study's folder has the same place below that one, and other files that a task needs (weights to start from) have one there too.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from nas_attn.errors import PoolError
 from nas_attn.files import write_atomic
+from nas_attn.outcome import CHECKPOINT
 
 T = TypeVar("T")
 
@@ -90,6 +92,16 @@ def _write(file: Path, content: bytes) -> None:
 
 def _inside(folder: Path, file: Path) -> bool:
     return file.resolve().is_relative_to(folder.resolve())
+
+
+def salvage(root: str) -> dict[str, bytes]:
+    """The checkpoints in a worker's own folder, by their places; each is whole, for it was written under another name."""
+    files = [file for part in ("trials", "base") for file in Path(root, part).glob(f"**/{CHECKPOINT}")]
+    found = {}
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # its training has ended meanwhile
+            found[str(file.relative_to(root))] = file.read_bytes()
+    return found
 
 
 class Annex:

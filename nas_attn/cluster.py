@@ -28,6 +28,8 @@ _SOCKET_ROOM = 40  # Ray puts up to 65 bytes below its folder, and a Unix socket
 _ALWAYS = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 
+_LEFT = (1, 3, 4)
+"""Of Ray's reasons for a node's death: it was told to end, it was preempted, it was idle."""
 _told_to_end = threading.Event()
 
 
@@ -105,6 +107,16 @@ class Cluster:
         self._set_environment({})
         return self._connect(address=address)
 
+    def states(self) -> dict[str, str]:
+        """Every node that was ever here, by its identity: `alive`, `draining` (it said that it will go), `left` (it went as it had said, or
+        was ended on purpose) or `dead`.
+        """
+        import ray
+
+        # `ray.nodes()` does not tell who drains; this table of Ray's own is what its libraries read.
+        draining = ray._private.state.state.get_draining_nodes()
+        return {str(node["NodeID"]): _state(node, draining) for node in ray.nodes()}
+
     def close(self) -> None:
         """Undo everything, last step first."""
         self._family = _family(self._folder) if self._folder else {}  # whose processes they are can be told only while they run
@@ -138,6 +150,12 @@ class Cluster:
         changes = {**left_by_ray, **_ALWAYS, **changes}
         self._undo.callback(_apply_environment, {name: os.environ.get(name) for name in changes})
         _apply_environment(changes)
+
+
+def _state(node: Mapping[str, Any], draining: Mapping[str, Any]) -> str:
+    if node["Alive"]:
+        return "draining" if node["NodeID"] in draining else "alive"
+    return "left" if node.get("DeathReason") in _LEFT else "dead"
 
 
 def _apply_environment(changes: Mapping[str, str | None]) -> None:

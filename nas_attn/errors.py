@@ -8,6 +8,8 @@ NasAttnError                  exit code 1: something failed while it ran
 │   └── StudyError            a study's folder, its record, or settings that disagree with it
 ├── TransferError             weights that did not all find their place
 ├── PoolError                 workers that could not be started or reached
+├── Unavailable               a worker lacks what is there at other times: the data; its task is run again later
+├── Unfit                     a worker whose device has failed under it; its task is run again by another
 └── Interrupted               exit code 130: stopped by the user; the same command goes on
 
 A message states the invariant, then the values, then the remedy.
@@ -54,6 +56,14 @@ class TransferError(NasAttnError):
 
 class PoolError(NasAttnError):
     """Workers could not be started or reached."""
+
+
+class Unavailable(NasAttnError):  # noqa: N818 - of what a worker needs
+    """A worker lacks what is there at other times, and whatever it runs would fail for that alone."""
+
+
+class Unfit(NasAttnError):  # noqa: N818 - of a worker
+    """A worker's device has failed: all that this process would still do on it fails as well."""
 
 
 class Interrupted(NasAttnError):  # noqa: N818 - nothing went wrong

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas_attn import cost, custom, latency
+from nas_attn import cost, custom, latency, mishap, pauses
 from nas_attn.architecture import Architecture
 from nas_attn.data import labels_fingerprint
 from nas_attn.detector import build, build_architecture, load_weights, silence
@@ -26,7 +26,7 @@ from nas_attn.errors import InputError, TransferError
 from nas_attn.files import write_atomic
 from nas_attn.graph import Edit
 from nas_attn.outcome import CHECKPOINT, Cost, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
-from nas_attn.proxy import Piece, Trained, Training
+from nas_attn.proxy import Trained, Training
 from nas_attn.proxy import train as train_model
 from nas_attn.setup import Setup, available_cores, code_version, threads
 
@@ -78,6 +78,8 @@ def fit(setup: Setup) -> dict[str, Any]:
         with stages("score"):
             return _keep_fit(setup, folder, state, trained, new_tensors)
     except Exception as error:
+        mishap.require_device(error, setup.device)
+        mishap.require_data((setup.train_list, setup.val_list))
         return {"failure": asdict(stages.failure(error))}
 
 
@@ -104,9 +106,14 @@ def measure(setup: Setup, architectures: Sequence[Architecture]) -> list[dict[st
 
 
 def evaluate(setup: Setup, job: Job) -> Outcome:
-    """Train one candidate by its recipe, to its end or to the job's rung, and score it; never raises, but names the stage that failed.
+    """Train one candidate by its recipe, to its end or to the job's rung, and score it; what fails is named with its stage.
 
-    It goes on from where any attempt at a lower rung of this training paused.
+    It goes on from where any attempt at this training was kept last. A training that lacks memory beside others leaves no outcome behind:
+    it may have one alone.
+
+    Raises:
+        Unavailable: the data set is away.
+        Unfit: this process's GPU has failed.
     """
     start = time.perf_counter()
     folder = job.folder(Path(setup.folder))
@@ -117,17 +124,34 @@ def evaluate(setup: Setup, job: Job) -> Outcome:
         with stages("build"):
             model, edit = _build(setup, job.architecture, job.seed, job.recipe.base)
         with stages("train"):
-            trained = train_model(training(setup, job, folder), model, None, _piece(setup, job))
+            trained = train_model(training(setup, job, folder), model, None, pauses.piece(Path(setup.folder), job))
         with stages("score"):
             outcome = measured(setup, job, trained, edit, time.perf_counter() - start)
             if job.epochs is None:
                 write_atomic(folder / "weights.pt", lambda file: torch.save(dict(trained.state), file))
         text = outcome_file_text(job, outcome)  # refuses what is not finite
     except Exception as error:
-        outcome = stages.failure(error)
+        outcome = _blamed(setup, job, stages, error)
         text = outcome_file_text(job, outcome)
+    if isinstance(outcome, Failure) and outcome.stage == "memory":
+        mishap.free_memory()  # here, where the error no longer holds the model
+        if not job.alone:
+            return outcome
     write_atomic(folder / "outcome.json", lambda file: file.write_text(text))
+    if job.epochs is None:
+        pauses.clear(Path(setup.folder), job)
     return outcome
+
+
+def _blamed(setup: Setup, job: Job, stages: "_Stages", error: Exception) -> Failure:
+    """The failure of a candidate, if the candidate is to blame."""
+    mishap.require_device(error, setup.device)
+    if mishap.lacks_memory(error):
+        where = "alone on its device" if job.alone else "beside others"
+        text = f"at batch {job.recipe.batch} and {job.recipe.imgsz} pixels, {where}: {error}"
+        return replace(stages.failure(error), stage="memory", error=text)
+    mishap.require_data((setup.train_list, setup.val_list))
+    return stages.failure(error)
 
 
 class _Stages:
@@ -168,7 +192,8 @@ def _fit(setup: Setup, model: nn.Module, folder: Path) -> Trained:
         text = json.dumps(curve)
         write_atomic(progress, lambda file: file.write_text(text))
 
-    return train_model(fitting(setup, folder, available_cores()), model, note)  # nothing else runs until the base is fitted
+    how = fitting(setup, folder, available_cores())  # nothing else runs until the base is fitted
+    return train_model(how, model, note, pauses.piece_of_fit(folder, _asked(setup), how.epochs))
 
 
 def _keep_fit(
@@ -189,6 +214,7 @@ def _keep_fit(
     write_atomic(folder / "weights.pt", lambda file: torch.save(dict(state), file))
     text = json.dumps(result, allow_nan=False)
     write_atomic(folder / "fit.json", lambda file: file.write_text(text))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
@@ -228,6 +254,7 @@ def _timed(setup: Setup, wanted: Mapping[int, tuple[Architecture, nn.Module]]) -
         timed = _latencies(setup, [architecture for architecture, _ in wanted.values()], [model for _, model in wanted.values()])
         return dict(zip(wanted, timed, strict=True))
     except Exception as error:
+        mishap.require_device(error, setup.device)
         if len(wanted) > 1:
             return {i: answer for i, one in wanted.items() for answer in _timed(setup, {i: one}).values()}
         failure = Failure(stage="latency", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
@@ -337,21 +364,6 @@ def training(setup: Setup, job: Job, folder: Path) -> Training:
         device=setup.device,
         threads=threads(),
         args=dict(recipe.args),
-    )
-
-
-def _piece(setup: Setup, job: Job) -> Piece:
-    """As far as the job goes, from the highest rung below that paused; of equal ones, the latest attempt first."""
-    whole = replace(job, epochs=None)
-    trial = whole.folder(Path(setup.folder)).parent.parent
-    found = [(file.parent.parent.name.rpartition("-e")[2], file) for file in trial.glob(f"{whole.name()}-e*/*/{CHECKPOINT}")]
-    paused = sorted([(int(rung), file) for rung, file in found if rung.isdigit()], reverse=True)
-    until = job.recipe.epochs if job.epochs is None else job.epochs
-    return Piece(
-        until=until,
-        identity=f"{job.architecture.digest()}/{whole.name()}",
-        save=job.folder(Path(setup.folder)) / CHECKPOINT,
-        resume=tuple(file for rung, file in paused if rung < until),
     )
 
 

@@ -72,7 +72,7 @@ class Flights:
         key = f"train/{number}/{job_key(job)}/{job.attempt}"
         trial = Path(self._setup["folder"], "trials", job.architecture.digest()) if "folder" in self._setup else None
         pauses = tuple(str(file) for file in trial.glob(f"*/*/{CHECKPOINT}")) if trial else ()
-        self._submit(Task(key=key, kind="train", payload=payload, deadline_s=deadline_s, needs=pauses), Flight((number,), job))
+        self._submit(Task(key, "train", payload, job.alone, deadline_s, pauses), Flight((number,), job))
 
     def wait(self) -> Sequence[tuple[Flight | None, Done]]:
         """What has ended, each with its flight, which is over; None where nobody waits for the answer.

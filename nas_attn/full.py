@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas_attn import cost, custom, latency
+from nas_attn import cost, custom, latency, mishap, pauses
 from nas_attn.architecture import Architecture
 from nas_attn.detector import build, build_architecture, read_state, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.evaluate import fitting, measured, training
 from nas_attn.files import write_atomic
 from nas_attn.graph import SCALED, Edit, Graph
-from nas_attn.outcome import Failure, Job, Latency, Outcome, outcome_file_text, outcome_to_dict
+from nas_attn.outcome import CHECKPOINT, Failure, Job, Latency, Outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import train as train_model
 from nas_attn.setup import Setup, threads
 
@@ -73,7 +73,7 @@ def serve(kind: str, payload: str) -> str:
 
 
 def train(setup: Setup, job: Job, task: Mapping[str, Any], folder: Path) -> Outcome:
-    """Train one arm with one seed and score it after every epoch; never raises, but names the stage that failed.
+    """Train one arm with one seed and score it after every epoch; what fails is named with its stage. It goes on from its last checkpoint.
 
     `task` holds `train_list`, `val_list`, `start` (the file of weights that the arm starts from) and `width` (None but for a wider base).
     """
@@ -83,15 +83,20 @@ def train(setup: Setup, job: Job, task: Mapping[str, Any], folder: Path) -> Outc
         folder.mkdir(parents=True, exist_ok=True)
         model, edit = _arm(setup, job, Path(task["start"]), task["width"])
         stage = "train"
-        trained = train_model(training(replace(setup, train_list=task["train_list"], val_list=task["val_list"]), job, folder), model)
+        how = training(replace(setup, train_list=task["train_list"], val_list=task["val_list"]), job, folder)
+        piece = pauses.piece_of_fit(folder, f"{job.architecture.digest()}/{job.name()}/{task['width']}", how.epochs)
+        trained = train_model(how, model, None, piece)
         stage = "score"
         outcome = measured(setup, job, trained, edit, time.perf_counter() - began)
         text = outcome_file_text(job, outcome)  # refuses what is not finite
         write_atomic(folder / WEIGHTS, lambda file: torch.save(dict(trained.state), file))
     except Exception as error:
+        mishap.require_device(error, setup.device)
+        mishap.require_data((task["train_list"], task["val_list"]))
         outcome = _failure(stage, error)
         text = outcome_file_text(job, outcome)
     write_atomic(folder / OUTCOME, lambda file: file.write_text(text))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     return outcome
 
 

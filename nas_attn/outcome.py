@@ -16,7 +16,7 @@ from nas_attn.errors import StudyError
 
 SCHEMA = 1
 CHECKPOINT = "checkpoint.pt"
-"""In the folder of an attempt at a rung: the paused training."""
+"""In the folder of an attempt: the training as it paused at a rung, or as it was at the last epoch that was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,8 @@ class Job:
     """One training of one architecture: what to run, and which attempt at it this is (from 1).
 
     `epochs` is the rung at which the training pauses, None for one that runs to its end. A rung changes nothing of the recipe: learning
-    rate, augmentation and all else are at every epoch those of the whole training.
+    rate, augmentation and all else are at every epoch those of the whole training. `alone` asks for a device on which nothing else runs:
+    a training that lacked memory beside others may fit by itself.
     """
 
     architecture: Architecture
@@ -65,6 +66,7 @@ class Job:
     seed: int
     attempt: int = 1
     epochs: int | None = None
+    alone: bool = False
 
     def name(self) -> str:
         """The same for every attempt: `<recipe>-s<seed>`, and `-e<epochs>` at a rung."""
@@ -82,6 +84,7 @@ class Job:
             "seed": self.seed,
             "attempt": self.attempt,
             **({"epochs": self.epochs} if self.epochs is not None else {}),
+            **({"alone": True} if self.alone else {}),
         }
 
     @classmethod
@@ -93,6 +96,7 @@ class Job:
             seed=data["seed"],
             attempt=data["attempt"],
             epochs=data.get("epochs"),
+            alone=bool(data.get("alone", False)),
         )
 
 
@@ -181,7 +185,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What went wrong and at which stage (build, transfer, cost, latency, train, score, worker, deadline)."""
+    """What went wrong and at which stage (build, transfer, cost, latency, train, score, memory, worker, deadline)."""
 
     stage: str
     error: str

@@ -19,8 +19,10 @@ from typing import Any
 from nas_attn.carry import deliver, leave_mark, needed
 from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
+from nas_attn.losses import cause_of
+from nas_attn.porters import Porters
 from nas_attn.schedule import Plan, Seat, assign, available_cpus, check_options, measuring_node, plan_cluster
-from nas_attn.work import Done, Pool, Task, answer, import_target, require_open
+from nas_attn.work import UNFIT, Done, Pool, Task, answer, import_target, require_open
 from nas_attn.worker import Worker
 
 START_TIMEOUT_S = 180.0
@@ -28,6 +30,10 @@ _START_FAILURES = 3
 EVERYWHERE_S = 1800.0
 POLL_S = 1.0
 """How often a waiting driver looks whether it was told to end."""
+WATCH_S = 2.0
+"""How often it looks which nodes are about to go."""
+SALVAGE_S = 300.0
+"""How often it fetches what trainings have kept on nodes that do not see the study's folder."""
 _QUIET = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -83,9 +89,9 @@ class InlinePool(Pool):
         if not self._queue:
             return []
         task = self._queue[0]
-        result, lost = answer(self._serve, task.kind, task.payload)
+        result, lost, cause = answer(self._serve, task.kind, task.payload)
         self._queue.popleft()
-        return [Done(task.key, result, lost)]
+        return [Done(task.key, result, lost, "crash" if cause == UNFIT else cause)]
 
     def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
         """One task, here."""
@@ -107,18 +113,22 @@ class _Slot:
     alone: bool = True
     """Whether exclusive tasks may run here."""
     name: str = ""
-    travels: bool = False
+    annex: str = ""
+    """The worker's private folder, where it does not see the study's."""
+    leaving: bool = False
+    """Whether its node has said that it will go."""
     actor: Any = None
     ref: Any = None
     task: Task | None = None
     since: float = 0.0
+    salvaged: float = 0.0
     devices: frozenset[str] = frozenset()
     failures: int = 0
 
     def seat(self) -> Seat:
         """This worker at the gate. One that fails to start again and again no longer keeps a device from exclusive work."""
         if self.ref is None:
-            return Seat(self.devices, "idle", self.alone)
+            return Seat(self.devices, "absent" if self.leaving else "idle", self.alone)
         if self.task is not None:
             return Seat(self.devices, "exclusive" if self.task.exclusive else "busy", self.alone)
         return Seat(self.devices, "absent" if self.failures else "starting", self.alone)
@@ -159,7 +169,8 @@ class RayPool(Pool):
         self._environment = _QUIET | ({"CUDA_VISIBLE_DEVICES": ""} if gpus_per_worker == 0 else {})
         self._queue: deque[Task] = deque()
         self._slots: list[_Slot] = []
-        self._cluster = Cluster()
+        self._cluster, self._porters = Cluster(), Porters(self._folder)
+        self._watched = 0.0
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
             nodes = self._cluster.join(address) if address else self._cluster.start(available_cpus())
@@ -196,6 +207,7 @@ class RayPool(Pool):
         require_open(self._closed)
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            self._watch()
             self._dispatch()
             if not self._queue and all(slot.task is None for slot in self._slots):
                 return []
@@ -211,6 +223,7 @@ class RayPool(Pool):
         self._closed = True
         with no_interrupt():
             try:
+                self._porters.close()
                 for slot in self._slots:
                     _kill(slot)
             finally:
@@ -243,6 +256,22 @@ class RayPool(Pool):
         slot.actor = actor.remote(self._target, environment, None if self._folder is None else str(self._folder), self._mark)
         slot.task, slot.since, slot.ref = None, time.monotonic(), slot.actor.start.remote()
 
+    def _watch(self) -> None:
+        """Looks which nodes are about to go: what is idle there begins anew elsewhere, what trains there is fetched as far as it came."""
+        now = time.monotonic()
+        if now - self._watched < WATCH_S:
+            return
+        self._watched = now
+        states = self._cluster.states()
+        for slot in self._slots:
+            known, slot.leaving = slot.leaving, states.get(slot.node) == "draining"
+            if slot.annex and slot.task is not None and (slot.leaving > known or now - slot.salvaged > SALVAGE_S):
+                slot.salvaged = now
+                self._porters.ask(slot.node, slot.annex)
+            elif slot.leaving and slot.ref is None:
+                self._replace(slot, "its node is about to go", "preempted")
+        self._porters.collect()
+
     def _dispatch(self) -> None:
         tasks = list(self._queue)
         pairs = assign([task.exclusive for task in tasks], [slot.seat() for slot in self._slots])
@@ -252,8 +281,9 @@ class RayPool(Pool):
         self._queue = deque(task for place, task in enumerate(tasks) if place not in started)
 
     def _hand_over(self, slot: _Slot, task: Task) -> None:
-        paths = needed(task.payload, self._folder, task.needs) if slot.travels and self._folder is not None else ()
+        paths = needed(task.payload, self._folder, task.needs) if slot.annex and self._folder is not None else ()
         slot.task, slot.since = task, time.monotonic()
+        slot.salvaged = slot.since
         slot.ref = slot.actor.run.remote(task.kind, task.payload, paths, *(self._ship(path) for path in paths))
 
     def _ship(self, path: str) -> Any:
@@ -287,7 +317,7 @@ class RayPool(Pool):
         try:
             deliver(self._folder, files)
         except (OSError, PoolError) as error:
-            return Done(done.key, None, f"what it wrote could not be kept: {error}")
+            return Done(done.key, None, f"what it wrote could not be kept: {error}", "kept")
         return done
 
     def _collect(self, end: float) -> list[Done]:
@@ -300,7 +330,7 @@ class RayPool(Pool):
         ready, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
         done = [self._settle(owed.pop(ref)) for ref in ready]
         now = time.monotonic()
-        done += [self._replace(slot, _overdue(slot)) for slot in owed.values() if now >= slot.limit_s()]
+        done += [self._replace(slot, _overdue(slot), "deadline") for slot in owed.values() if now >= slot.limit_s()]
         return [item for item in done if item is not None]
 
     def _settle(self, slot: _Slot) -> Done | None:
@@ -310,28 +340,36 @@ class RayPool(Pool):
         try:
             given = ray.get(slot.ref)
         except ray.exceptions.RayError as error:
-            return self._replace(slot, _reason(error) if slot.task is None else f"worker died: {_reason(error)}")
+            cause = cause_of([kind.__name__ for kind in type(error).__mro__], self._cluster.states().get(slot.node, "alive"))
+            return self._replace(slot, _reason(error) if slot.task is None else f"worker died: {_reason(error)}", cause)
+        if slot.task is not None and given[2] == UNFIT:
+            return self._replace(slot, given[1], "crash")
         task, slot.task, slot.ref, slot.failures = slot.task, None, None, 0
         if task is None:
             self._settle_in(slot, **json.loads(given))
             return None
-        result, lost, files = given
-        return self._keep(Done(task.key, result, lost), files)
+        result, lost, cause, files = given
+        return self._keep(Done(task.key, result, lost, cause), files)
 
-    def _settle_in(self, slot: _Slot, *, pid: int, node: str, name: str, devices: list[str], travels: bool) -> None:  # noqa: ARG002
+    def _settle_in(self, slot: _Slot, *, pid: int, node: str, name: str, devices: list[str], annex: str) -> None:  # noqa: ARG002
         """A worker has begun, perhaps on another node than the one that it replaces."""
-        slot.node, slot.name, slot.devices, slot.travels = node, name, frozenset(devices), travels
+        slot.node, slot.name, slot.devices, slot.annex, slot.leaving = node, name, frozenset(devices), annex, False
+        if annex:
+            self._porters.post(node)
         if all(other.node != self._measuring for other in self._slots):
             self._measuring = self._slots[0].node  # the node is gone: latencies are ratios to the base, on whatever device of this kind
         for other in self._slots:
             other.alone = other.node == self._measuring
 
-    def _replace(self, slot: _Slot, reason: str) -> Done | None:
+    def _replace(self, slot: _Slot, reason: str, cause: str) -> Done | None:
         _kill(slot)
-        slot.failures += slot.task is None
+        slot.failures += slot.task is None and slot.ref is not None
+        if slot.annex and slot.task is not None:
+            self._porters.inherit(slot.node, slot.annex)
+        slot.annex = ""
         if (slot.failures and not self._warm) or all(s.failures >= _START_FAILURES for s in self._slots):
             raise PoolError(f"A worker could not be started: {reason}")
-        done = None if slot.task is None else Done(slot.task.key, None, reason)
+        done = None if slot.task is None else Done(slot.task.key, None, reason, cause)
         self._start(slot)
         return done
 

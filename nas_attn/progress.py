@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from nas_attn.study import Event
+from nas_attn.event import Event
 
 QUIET = frozenset({"asked", "train", "late"})
 """Events that a plain log leaves out: each is followed by one that tells more."""

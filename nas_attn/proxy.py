@@ -88,13 +88,15 @@ class Piece:
     """The part of a training that ends after epoch `until`.
 
     It goes on from the first usable of the checkpoints `resume`, else from the beginning; a pause before the last epoch is kept in
-    `save`. `identity` names the whole training: a checkpoint of another one is not used.
+    `save`, and so is, for a training that may be lost with its worker, an epoch's end whenever `every_s` seconds have passed since the
+    last. `identity` names the whole training: a checkpoint of another one is not used.
     """
 
     until: int
     identity: str
     save: Path | None = None
     resume: tuple[Path, ...] = ()
+    every_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,7 @@ class ProxyTrainer(NasTrainer):
         self.new_lr_scale = training.new_lr_scale
         self.curve: list[Epoch] = []
         self.on_epoch = on_epoch
+        self.saved_s = time.monotonic()
         super().__init__(overrides=arguments(training))
         # Ultralytics' device selection sets the number of threads of the whole process.
         torch.set_num_threads(training.threads)
@@ -257,11 +260,13 @@ def _restore_random(trainer: ProxyTrainer) -> None:
 
 def _pause(trainer: ProxyTrainer) -> None:
     piece, done = trainer.piece, trainer.epoch + 1
-    if piece is None or done < piece.until or done >= trainer.epochs:
+    if piece is None or done >= trainer.epochs:
         return
-    if piece.save is not None:
+    ends = done >= piece.until
+    if piece.save is not None and (ends or time.monotonic() - trainer.saved_s >= piece.every_s):
         checkpoint.save(piece.save, trainer, piece.identity, trainer.curve)
-    trainer.stop = True
+        trainer.saved_s = time.monotonic()
+    trainer.stop = trainer.stop or ends
 
 
 def _note_epoch(trainer: ProxyTrainer) -> None:

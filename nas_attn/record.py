@@ -1,7 +1,8 @@
 """The record of a study: its Optuna storage, the in-memory mirror that samplers read, and the outcome files of workers.
 
 Every write is one storage transaction that may be the last before a kill; what a driver finds at its start is always enough to go on.
-A trial's attributes: `architecture`, `digest`, `recipe`, `cost`, `attempts`, `losses`, `results`, `controls`, `kind`, `verdict`.
+A trial's attributes: `architecture`, `digest`, `recipe`, `cost`, `attempts`, `losses`, `crashes`, `crowded`, `results`, `controls`, `kind`,
+`verdict`.
 The study's attributes: `settings`, `objectives`, `owner`, `command`, `fit`, and `repeats:<number>` for each trial that was trained with
 further seeds after it had been told (`seeds` that were begun, `attempts`, `losses`, `results`), since what was told cannot be changed.
 All of it is kept once more in files (`nas_attn.ledger`).
@@ -20,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import StudyError
+from nas_attn.losses import COUNTERS
 from nas_attn.outcome import (
     CHECKPOINT,
     Cost,
@@ -55,7 +57,7 @@ class Record:
             trial = _trial(frozen, stored.objectives, self._repeats)
             self._trials[trial.number] = trial
             counted = self._repeats.get(trial.number, {}) if frozen.state.is_finished() else frozen.user_attrs
-            self._counts[trial.number] = {name: dict(counted.get(name, {})) for name in ("attempts", "losses")}
+            self._counts[trial.number] = {name: dict(counted.get(name, {})) for name in COUNTERS}
             mirror.add(trial, frozen.params, frozen.system_attrs)
         self._digests = {trial.architecture.digest() for trial in self._trials.values()}
 
@@ -154,7 +156,7 @@ class Record:
         return self._add(chosen[0], recipe, chosen[1]) if chosen else None
 
     def count(self, number: int, counter: str, key: str) -> int:
-        """Raises one of a trial's counters (`attempts`: before a job is submitted; `losses`: when its worker was lost) and returns it."""
+        """Raises one of a trial's counters (`attempts`: before a job is submitted; the others: what became of it) and returns it."""
         counts = self._counts[number][counter]
         raised = {**counts, key: counts.get(key, 0) + 1}
         if self._trials[number].state == "RUNNING":
@@ -194,7 +196,7 @@ class Record:
     def begin_repeat(self, number: int, seed: int) -> None:
         """Notes, before anything of it is run, that a told trial is trained with one more seed."""
         entry = self._repeats.get(number, {})
-        self._counts[number] = {name: entry.get(name, {}) for name in ("attempts", "losses")}
+        self._counts[number] = {name: entry.get(name, {}) for name in COUNTERS}
         self._keep_repeats(number, seeds=[*entry.get("seeds", ()), seed])
 
     def save_repeat(self, number: int, job: Job, outcome: Outcome) -> bool:
@@ -206,10 +208,21 @@ class Record:
         self._trials[number] = _with_repeats(trial, [(job, outcome)])
         return True
 
+    def counted(self, number: int, counter: str, key: str) -> int:
+        """How far one of a trial's counters has come."""
+        return self._counts[number][counter].get(key, 0)
+
     def drop_checkpoints(self, numbers: Sequence[int]) -> None:
         """Deletes the pauses of some trials' trainings: none goes on once it has been told."""
         for number in numbers:
             for file in (self.folder / "trials" / self._trials[number].architecture.digest()).glob(f"*/*/{CHECKPOINT}"):
+                file.unlink(missing_ok=True)
+
+    def drop_stale_checkpoints(self) -> None:
+        """Deletes those that a former driver had no time to: of trials that were told, and are not repeated."""
+        live = {t.architecture.digest() for t in self._trials.values() if t.state == "RUNNING" or t.number in self._repeats}
+        for file in (self.folder / "trials").glob(f"*/*/*/{CHECKPOINT}"):
+            if file.parents[2].name not in live:
                 file.unlink(missing_ok=True)
 
     def constraints(self, cost: Cost | None) -> dict[str, float]:
@@ -281,7 +294,7 @@ class Record:
                 system_attrs=dict(system),
             ),
         )
-        self._trials[number], self._counts[number] = trial, {"attempts": {}, "losses": {}}
+        self._trials[number], self._counts[number] = trial, {name: {} for name in COUNTERS}
         self._digests.add(architecture.digest())
         self._mirror.add(trial, genes, system)
         return trial

@@ -6,22 +6,24 @@ call goes on from the record and the outcome files, and trains nothing twice.
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nas_attn.architecture import Architecture
+from nas_attn.blame import Blame
 from nas_attn.errors import InputError, Interrupted, NasAttnError
+from nas_attn.event import Event
 from nas_attn.flights import Flights
 from nas_attn.jobs import Control, Jobs, rungs_for
-from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, Trial, full_length, kind
+from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES
+from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, full_length, kind
 from nas_attn.protocol import (
     deadline_s as allowed_s,
 )
 from nas_attn.protocol import (
     halted,
     job_key,
-    lost_failure,
     mean_outcome,
     part,
     read_costs,
@@ -39,25 +41,8 @@ from nas_attn.spec import SpaceSpec
 from nas_attn.work import Done, Pool
 
 DEADLINE_S = 3600.0
-MAX_LOSSES = 3
-"""A job whose worker was lost this often has failed."""
-MAX_ATTEMPTS = 20
-"""A job that was begun this often without an end has failed: it brings the driver down."""
 MAX_FAILURES = 10
 MAX_REJECTIONS = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that happened: `kind` is one of `fit`, `fitted`, `asked`, `measured`, `rejected`, `train`, `trained`, `told`, `lost`,
-    `adopted`, `unusable`, `late`, `exhausted`, `took over`. `done` of `total` trials have counted by then.
-    """
-
-    kind: str
-    message: str
-    done: int
-    total: int
-    trial: Trial | None = None
 
 
 def run(
@@ -143,6 +128,7 @@ class _Driver:
         self.rungs, self.deadline_s, self.on_event = rungs, deadline_s, on_event
         self.flights = Flights(pool, setup)
         self.ready: deque[tuple[int, Job]] = deque()
+        self.blame = Blame(record, self.emit)
         self.exhausted = False
 
     @property
@@ -170,13 +156,18 @@ class _Driver:
             self.emit("fitted", "the base is fitted")
 
     def _fitted(self) -> Mapping[str, Any]:
-        for attempt in range(1, MAX_LOSSES + 1):
+        losses = 0
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             self.flights.fit(attempt)
             _, done = self.flights.wait()[0]
             if done.result is not None:
                 return read_fit(done.result)
             self.emit("lost", f"fit of the base, attempt {attempt}: {done.lost}")
-        raise NasAttnError(f"The base must be fitted before any trial, but {MAX_LOSSES} attempts were lost; the last: {done.lost}")
+            losses += done.cause not in FREE
+            if losses == MAX_LOSSES:
+                break
+            self.blame.wait(done)
+        raise NasAttnError(f"The base must be fitted before any trial, but {attempt} attempts were lost; the last: {done.lost}")
 
     # -- the loop --------------------------------------------------------------------------------------------------------------------------
 
@@ -212,8 +203,7 @@ class _Driver:
 
     def _adopt(self) -> None:
         running = [trial for trial in self.record.trials.values() if trial.state == "RUNNING"]
-        if self.jobs.races:
-            self.record.drop_checkpoints(sorted(self.record.trials.keys() - {trial.number for trial in running}))
+        self.record.drop_stale_checkpoints()
         for trial in running:
             self.emit("adopted", f"trial {trial.number} is under way: {trial.architecture}", trial.number)
             if trial.cost is not None:
@@ -263,11 +253,12 @@ class _Driver:
         self.flights.measure(architectures, max(attempts.values()), self.deadline_s)
 
     def _train(self, number: int, job: Job) -> None:
-        job = replace(job, attempt=self.record.count(number, "attempts", job_key(job)))
+        key = job_key(job)
+        job = replace(job, attempt=self.record.count(number, "attempts", key), alone=self.blame.alone(number, key))
         if job.attempt > MAX_ATTEMPTS:
             self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
             return
-        self.emit("train", f"trial {number}: training with {part(job)}, attempt {job.attempt}", number)
+        self.emit("train", f"trial {number}: training with {part(job)}, attempt {job.attempt}{', alone' * job.alone}", number)
         self.flights.train(number, job, allowed_s(self.record.fit or {}, job.recipe.epochs, self.deadline_s))
 
     # -- answers ---------------------------------------------------------------------------------------------------------------------------
@@ -280,13 +271,13 @@ class _Driver:
             elif flight.job is None:
                 self._measured(flight.numbers, done)
             elif done.result is None:
-                self._lost(flight.numbers[0], flight.job, str(done.lost))
+                self._lost(flight.numbers[0], flight.job, done)
             else:
                 self._finish_job(flight.numbers[0], flight.job, read_outcome(done.result))
 
     def _measured(self, numbers: Sequence[int], done: Done) -> None:
         if done.result is None:
-            self._lost_measurement(numbers, str(done.lost))
+            self._lost_measurement(numbers, done)
             return
         for number, answer in zip(numbers, read_costs(done.result, len(numbers)), strict=True):
             if isinstance(answer, Failure):
@@ -296,14 +287,16 @@ class _Driver:
                 self.emit("measured", f"trial {number}: {answer.latency.ratio:.3f} of the base's latency", number)
                 self._admit(number)
 
-    def _lost_measurement(self, numbers: Sequence[int], reason: str) -> None:
+    def _lost_measurement(self, numbers: Sequence[int], done: Done) -> None:
+        self.blame.wait(done)
         for number in numbers:
-            losses = self.record.count(number, "losses", "measure")
-            self.emit("lost", f"trial {number}: measurement lost: {reason}", number)
-            if losses >= MAX_LOSSES:
-                self._tell(number, lost_failure(MAX_LOSSES, reason))
+            self.emit("lost", f"trial {number}: measurement lost: {done.lost}", number)
+            # Of several nobody knows whose fault it was: each is measured by itself, so that one bad candidate costs the others nothing.
+            failure = self.blame.failure(number, "measure", done) if len(numbers) == 1 else None
+            if failure is not None:
+                self._tell(number, failure)
             else:
-                self._measure([number])  # alone, so that one bad candidate costs the others nothing
+                self._measure([number])
 
     def _admit(self, number: int) -> None:
         """A measured trial: rejected by a limit, or its jobs made ready, except those that are done."""
@@ -340,17 +333,21 @@ class _Driver:
             self._keep(number, job, outcome)
         return outcome is not None
 
-    def _lost(self, number: int, job: Job, reason: str) -> None:
-        losses = self.record.count(number, "losses", job_key(job))
-        self.emit("lost", f"trial {number}: attempt {job.attempt} lost: {reason}", number)
-        adopted = self._adopt_file(number, job)
-        if not adopted and losses >= MAX_LOSSES:
-            self._keep(number, job, lost_failure(MAX_LOSSES, reason))
-        elif not adopted:
-            self.ready.appendleft((number, job))
+    def _lost(self, number: int, job: Job, done: Done) -> None:
+        self.emit("lost", f"trial {number}: attempt {job.attempt} lost: {done.lost}", number)
+        if not self._adopt_file(number, job):
+            failure = self.blame.failure(number, job_key(job), done)
+            if failure is not None:
+                self._keep(number, job, failure)
+            else:
+                self.ready.appendleft((number, job))
+                self.blame.wait(done)
         self._advance(number)
 
     def _finish_job(self, number: int, job: Job, outcome: Outcome) -> None:
+        if self.blame.spared(number, job, outcome):
+            self.ready.appendleft((number, job))
+            return
         self._keep(number, job, outcome)
         self._advance(number)
 
@@ -380,8 +377,7 @@ class _Driver:
 
     def _tell(self, number: int, verdict: Outcome) -> None:
         self.record.tell(number, verdict)
-        if self.jobs.races:
-            self.record.drop_checkpoints([number])
+        self.record.drop_checkpoints([number])
         self.emit("rejected" if isinstance(verdict, Rejected) else "told", f"trial {number}: {words(verdict)}", number)
 
     def _halted(self) -> str | None:

@@ -6,6 +6,7 @@ its own. The search never touched the split that is scored here.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,17 +15,16 @@ from typing import Any
 from nas_attn.architecture import Architecture
 from nas_attn.arms import BASE, EXTRA, WIDER, Arm, Verification
 from nas_attn.errors import Interrupted, PoolError, StudyError
+from nas_attn.event import Event
 from nas_attn.files import write_atomic
 from nas_attn.full import OUTCOME, TOLERANCE, WEIGHTS
+from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES, pause_s
 from nas_attn.outcome import Failure, Job, Measured, Outcome, read_outcome_file
 from nas_attn.protocol import deadline_s, lost_failure, read_outcome, words
 from nas_attn.proxy import write_list
-from nas_attn.study import Event
 from nas_attn.verdict import Evidence
 from nas_attn.work import Done, Pool, Task
 
-MAX_LOSSES = 3
-"""A task whose worker was lost this often has failed."""
 DEADLINE_S = 3600.0
 PLAN = "plan.json"
 _UNQUIET = " The machine was not quiet while they were timed, so that this is uncertain; delete the folder width-* to time them again."
@@ -85,6 +85,7 @@ class _Flight:
     arm: Arm | None = None
     job: Job | None = None
     losses: int = 0
+    attempts: int = 0
 
     @property
     def name(self) -> str:
@@ -102,6 +103,7 @@ class _Driver:
         self.flying: dict[str, _Flight] = {}
         self.start = {"file": str(Path(plan.setup.folder) / "base" / WEIGHTS), "fingerprint": plan.recipe.base}
         self.wide: dict[str, Any] = {}
+        self.outages = 0
 
     @property
     def done(self) -> int:
@@ -159,7 +161,7 @@ class _Driver:
         return outcome if isinstance(outcome, Measured) else None
 
     def _submit(self, flight: _Flight) -> None:
-        key = f"{flight.name}/{flight.losses + 1}"
+        key = f"{flight.name}/{flight.attempts + 1}"
         self.flying[key] = flight
         payload = json.dumps({"setup": asdict(self.plan.setup), **flight.payload})
         exclusive = flight.kind == "width"
@@ -171,22 +173,32 @@ class _Driver:
         if flight is None:
             self._emit("late", f"an answer that nobody waits for: {answer.key}")
         elif answer.result is None:
-            self._lost(flight, str(answer.lost))
+            self._lost(flight, answer)
         elif flight.arm is not None and flight.job is not None:
             self._keep(flight.arm, flight.job.seed, read_outcome(answer.result))
         else:
             self._answered(flight.kind, json.loads(answer.result))
 
-    def _lost(self, flight: _Flight, reason: str) -> None:
-        flight.losses += 1
-        self._emit("lost", f"{flight.name}, attempt {flight.losses}: {reason}")
+    def _lost(self, flight: _Flight, done: Done) -> None:
+        flight.attempts += 1
+        flight.losses += done.cause not in FREE
+        reason = str(done.lost)
+        self._emit("lost", f"{flight.name}, attempt {flight.attempts}: {reason}")
         found = self._finished(Path(flight.payload["folder"]), flight.job) if flight.job else None
-        if flight.losses < MAX_LOSSES and found is None:
+        if flight.losses < MAX_LOSSES and flight.attempts < MAX_ATTEMPTS and found is None:
+            self._wait_for_data(done)
             self._submit(flight)
         elif flight.arm is not None and flight.job is not None:
             self._keep(flight.arm, flight.job.seed, found or lost_failure(MAX_LOSSES, reason))
         else:
             self._answered(flight.kind, {"failure": asdict(lost_failure(MAX_LOSSES, reason))})
+
+    def _wait_for_data(self, done: Done) -> None:
+        self.outages = self.outages + 1 if done.cause == "data" else 0
+        if self.outages:
+            pause = pause_s(self.outages, str(done.lost))
+            self._emit("waits", f"{done.lost}; looks again in {pause:g} s")
+            time.sleep(pause)
 
     def _keep(self, arm: Arm, seed: int, outcome: Outcome) -> None:
         self.outcomes.setdefault(arm.name, {})[seed] = outcome

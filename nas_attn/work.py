@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from nas_attn.errors import InputError, PoolError
+from nas_attn.errors import InputError, PoolError, Unavailable, Unfit
 
 RESULT_LIMIT = 16 * 2**20
 """Characters of the longest result. What is larger belongs in a file; the driver would have to hold all of them."""
@@ -41,11 +41,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a task: its `result` (JSON text), or why there is none (`lost`). Exactly one of the two is None."""
+    """The end of a task: its `result` (JSON text), or why there is none (`lost`, in words). Exactly one of the two is None.
+
+    `cause` is the kind of loss: `crash` (the worker's process ended), `memory` (it was ended for lack of memory), `deadline`, `answer` (it
+    raised, or answered what is no result), `node` (its node died or cannot be reached), `preempted` (its node had said that it would go),
+    `kept` (what it wrote could not be kept), `data` (it could not read the data set).
+    """
 
     key: str
     result: str | None
     lost: str | None
+    cause: str = "node"
 
 
 class Pool(Protocol):
@@ -90,14 +96,24 @@ def import_target(target: str) -> Serve:
     return serve  # type: ignore[no-any-return]
 
 
-def answer(serve: Serve, kind: str, payload: str) -> tuple[str | None, str | None]:
-    """Result and reason of loss, one of them None. SystemExit is a failed task: a library that calls `sys.exit` shall not end a worker."""
+UNFIT = "unfit"
+"""The cause of a loss after which the worker must be replaced; whoever waits for the task is told of a crash."""
+
+
+def answer(serve: Serve, kind: str, payload: str) -> tuple[str | None, str | None, str]:
+    """Result and reason of loss, one of them None, and the loss's cause. SystemExit is a failed task: a library that calls `sys.exit`
+    shall not end a worker.
+    """
     try:
         text = serve(kind, payload)
         _check_result(text)
+    except Unavailable as error:
+        return None, str(error), "data"
+    except Unfit as error:
+        return None, str(error), UNFIT
     except (Exception, SystemExit) as error:
-        return None, f"{type(error).__name__}: {error}"
-    return text, None
+        return None, f"{type(error).__name__}: {error}", "answer"
+    return text, None, ""
 
 
 def _check_result(text: object) -> None:

@@ -1,10 +1,15 @@
-"""The body of a Ray worker: imports the target once, keeps the process's state from task to task, and knows whether files must travel."""
+"""The body of a Ray worker: imports the target once, keeps the process's state from task to task, and knows whether files must travel.
+
+Beside it, on a node whose files travel, a porter: it brings what a worker has kept of its training, also when that worker is dead.
+"""
 
 import json
 import os
+import shutil
 import socket
+import sys
 
-from nas_attn.carry import Annex, sees
+from nas_attn.carry import Annex, salvage, sees
 from nas_attn.work import answer, import_target
 
 
@@ -22,6 +27,8 @@ class Worker:
 
         node = ray.get_runtime_context().get_node_id()
         self._serve = import_target(self._target)
+        if ray.get_gpu_ids() and "torch" in sys.modules:  # a GPU that has failed is found here, and not by a trial
+            sys.modules["torch"].zeros(8, device="cuda").sum().item()
         if self._folder is not None and not sees(self._folder, self._mark):
             self._annex = Annex(self._folder)
         return json.dumps(
@@ -30,14 +37,28 @@ class Worker:
                 "node": node,
                 "name": f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
                 "devices": [f"{node}/{gpu}" for gpu in ray.get_gpu_ids() or ["cpu"]],
-                "travels": self._annex is not None,
+                "annex": str(self._annex.root) if self._annex else "",
             }
         )
 
-    def run(self, kind: str, payload: str, paths: tuple[str, ...], *contents: bytes) -> tuple[str | None, str | None, dict[str, bytes]]:
-        """One task, with the files that it reads: its result, or why there is none, and the files that it wrote."""
+    def run(
+        self, kind: str, payload: str, paths: tuple[str, ...], *contents: bytes
+    ) -> tuple[str | None, str | None, str, dict[str, bytes]]:
+        """One task, with the files that it reads: its result, or why there is none and of which cause, and the files that it wrote."""
         if self._annex is None:
             return (*answer(self._serve, kind, payload), {})
         files = dict(zip(paths, contents, strict=True))
-        (result, lost), written = self._annex.work(lambda ours: answer(self._serve, kind, ours), payload, files)
-        return result, lost, written
+        given, written = self._annex.work(lambda ours: answer(self._serve, kind, ours), payload, files)
+        return (*given, written)
+
+
+class Porter:
+    """A small process of its own on a node whose workers do not see the study's folder."""
+
+    def fetch(self, root: str) -> dict[str, bytes]:
+        """What the worker with that private folder has kept of its training."""
+        return salvage(root)
+
+    def clear(self, root: str) -> None:
+        """Deletes the private folder of a worker that is dead."""
+        shutil.rmtree(root, ignore_errors=True)

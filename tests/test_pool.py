@@ -245,6 +245,7 @@ def test_a_killed_worker_costs_its_own_task_only(pool: RayPool, tmp_path: Path) 
     done = run_all(pool)
     assert done["victim"].result is None
     assert "worker died" in str(done["victim"].lost)
+    assert done["victim"].cause == "crash"
     assert result(done["other"])["pid"] == other_pid
     assert result(done["next"])["echo"] == {}
     assert other_pid in two_workers(pool)
@@ -254,7 +255,7 @@ def test_a_deadline_kills_and_replaces(pool: RayPool, tmp_path: Path) -> None:
     late = tmp_path / "late"
     begin = time.monotonic()
     done = run_all(pool, task("late", "sleep", deadline_s=0.7, seconds=60, pid_file=str(late)), task("free", "echo", deadline_s=30))
-    assert done["late"] == Done("late", None, "deadline of 0.7 s passed")
+    assert done["late"] == Done("late", None, "deadline of 0.7 s passed", "deadline")
     assert result(done["free"])["echo"] == {}
     assert time.monotonic() - begin < 30
     assert len(two_workers(pool)) == 2
@@ -266,7 +267,7 @@ def test_errors_and_ray_s_interrupts_are_lost_tasks(pool: RayPool) -> None:
         pool, task("fail", "fail", text="no such layer"), task("exit", "exit"), task("interrupt", "interrupt"), task("ok", "echo")
     )
     assert done["fail"].lost == "LookupError: no such layer"
-    assert done["exit"].lost == "SystemExit: 3"
+    assert (done["exit"].lost, done["exit"].cause) == ("SystemExit: 3", "answer")
     assert "worker died" in str(done["interrupt"].lost)
     assert result(done["ok"])["echo"] == {}
 

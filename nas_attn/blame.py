@@ -1,0 +1,55 @@
+"""The losses of a study's jobs, counted in its record: who is to blame, who runs alone from now on, and when to wait for the data."""
+
+import time
+from collections.abc import Callable
+
+from nas_attn.losses import CROWDED, pause_s, sentence
+from nas_attn.outcome import Failure, Job
+from nas_attn.protocol import job_key
+from nas_attn.record import Record
+from nas_attn.work import Done
+
+
+class Blame:
+    """For one driver; `tell` takes a kind of event and its words."""
+
+    def __init__(self, record: Record, tell: Callable[[str, str], None]) -> None:
+        self._record, self._tell = record, tell
+        self._outages = 0
+
+    def failure(self, number: int, key: str, done: Done) -> Failure | None:
+        """Counts a loss for or against a job; the failure of one that was lost too often."""
+        verdict = sentence(done.cause)
+        if done.cause == "memory":
+            self._record.count(number, CROWDED, key)
+        count = self._record.count(number, verdict.counter, key) if verdict.counter is not None else 0
+        return verdict.failure(count, done.cause, str(done.lost))
+
+    def spared(self, number: int, job: Job, outcome: object) -> bool:
+        """Whether a training that lacked memory beside others is run once more, alone, instead of being a failure.
+
+        At the same batch: half of it is another training (twice the steps), which could not be compared with those of all other trials,
+        and to train all of them again would cost the whole study.
+        """
+        self._outages = 0
+        if not (isinstance(outcome, Failure) and outcome.stage == "memory") or job.alone:
+            return False
+        self._record.count(number, CROWDED, job_key(job))
+        self._tell("lost", f"trial {number}: lacked memory beside others, so that it runs once more, alone")
+        return True
+
+    def alone(self, number: int, key: str) -> bool:
+        """Whether a job has lacked memory beside others."""
+        return self._record.counted(number, CROWDED, key) > 0
+
+    def wait(self, done: Done) -> None:
+        """Where a data set is away every training would fail: none is begun for a while, and it is nobody's failure.
+
+        Raises:
+            NasAttnError: it was away for too long.
+        """
+        if done.cause == "data":
+            self._outages += 1
+            pause = pause_s(self._outages, str(done.lost))
+            self._tell("waits", f"{done.lost}; looks again in {pause:g} s")
+            time.sleep(pause)

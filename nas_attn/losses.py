@@ -1,0 +1,75 @@
+"""Why a task was lost, and what follows: run again, alone or later, or the end of its trial.
+
+What a trial is blamed for is counted apart from what its node is blamed for, and both in the study's record: a trial that has killed its
+workers twice has failed, also when the second time is a new driver's. A node that said that it would go (preemption) costs nobody anything.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from nas_attn.errors import NasAttnError
+from nas_attn.outcome import Failure
+
+MAX_CRASHES = 2
+"""A job that has ended its worker's process, hung, or answered nonsense this often has failed."""
+MAX_LOSSES = 3
+"""A job whose node was lost under it this often has failed: it was run again twice."""
+MAX_ATTEMPTS = 20
+"""A job that was begun this often without an end has failed: it brings the driver down."""
+BLAMED = frozenset({"crash", "memory", "deadline", "answer"})
+FREE = frozenset({"preempted", "data"})
+CRASHES, LOSSES, CROWDED = "crashes", "losses", "crowded"
+COUNTERS = ("attempts", LOSSES, CRASHES, CROWDED)
+"""What a record counts of every job; `crowded`: how often it lacked memory beside others."""
+PAUSES_S = (1.0, 5.0, 15.0, 60.0, 300.0, 600.0)
+"""How long a search waits for a data set that is away, before it gives up."""
+
+_BROKEN = frozenset({"OutOfMemoryError"})
+_UNREACHED = frozenset({"ActorUnavailableError", "NodeDiedError", "ObjectLostError", "OwnerDiedError", "LocalRayletDiedError"})
+
+
+def cause_of(error: Collection[str], node: str) -> str:
+    """The cause of a loss, from the names of an error's classes and the state of the worker's node (see `Cluster.states`)."""
+    if node == "left":
+        return "preempted"
+    if node == "dead":
+        return "node"
+    if _BROKEN & set(error):
+        return "memory"
+    if _UNREACHED & set(error):
+        return "preempted" if node == "draining" else "node"
+    return "crash"
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """What a loss means for a job: the counter to raise, if any, and the count at which the job has failed."""
+
+    counter: str | None
+    most: int
+
+    def failure(self, count: int, cause: str, reason: str) -> Failure | None:
+        """The failure of a job that was lost so often, if that is too often."""
+        if self.counter is None or count < self.most:
+            return None
+        stage = "deadline" if cause == "deadline" else "memory" if cause == "memory" else "worker"
+        what = "ended its worker" if self.counter == CRASHES else "lost its node"
+        return Failure(stage=stage, error=f"{what} {count} times, which is not tried again; the last: {reason}")
+
+
+def sentence(cause: str) -> Sentence:
+    """What follows from a cause."""
+    if cause in FREE:
+        return Sentence(None, MAX_ATTEMPTS)
+    return Sentence(CRASHES, MAX_CRASHES) if cause in BLAMED else Sentence(LOSSES, MAX_LOSSES)
+
+
+def pause_s(times: int, reason: str) -> float:
+    """How long to wait before the data set is looked for once more, after it was missed so many times in a row.
+
+    Raises:
+        NasAttnError: it was away for too long.
+    """
+    if times > len(PAUSES_S):
+        raise NasAttnError(f"{reason}; waited {sum(PAUSES_S) / 60:.0f} min for it: bring it back, then run the same command.")
+    return PAUSES_S[times - 1]
