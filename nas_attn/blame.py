@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from nas_attn.losses import CROWDED, pause_s, sentence
+from nas_attn.losses import AWAY, CROWDED, pause_s, sentence
 from nas_attn.outcome import Failure, Job
 from nas_attn.protocol import job_key
 from nas_attn.record import Record
@@ -43,12 +43,12 @@ class Blame:
         return self._record.counted(number, CROWDED, key) > 0
 
     def wait(self, done: Done) -> None:
-        """Where a data set is away every training would fail: none is begun for a while, and it is nobody's failure.
+        """Where the data set is away, or a disk is full, every training would fail: none is begun for a while, and it is nobody's failure.
 
         Raises:
             NasAttnError: it was away for too long.
         """
-        if done.cause == "data":
+        if done.cause in AWAY:
             self._outages += 1
             pause = pause_s(self._outages, str(done.lost))
             self._tell("waits", f"{done.lost}; looks again in {pause:g} s")

@@ -113,6 +113,7 @@ def evaluate(setup: Setup, job: Job) -> Outcome:
 
     Raises:
         Unavailable: the data set is away.
+        OSError: the study's folder takes no more.
         Unfit: this process's GPU has failed.
     """
     start = time.perf_counter()
@@ -146,6 +147,7 @@ def evaluate(setup: Setup, job: Job) -> Outcome:
 def _blamed(setup: Setup, job: Job, stages: "_Stages", error: Exception) -> Failure:
     """The failure of a candidate, if the candidate is to blame."""
     mishap.require_device(error, setup.device)
+    mishap.require_disk(error, setup.folder)
     if mishap.lacks_memory(error):
         where = "alone on its device" if job.alone else "beside others"
         text = f"at batch {job.recipe.batch} and {job.recipe.imgsz} pixels, {where}: {error}"

@@ -92,6 +92,7 @@ def train(setup: Setup, job: Job, task: Mapping[str, Any], folder: Path) -> Outc
         write_atomic(folder / WEIGHTS, lambda file: torch.save(dict(trained.state), file))
     except Exception as error:
         mishap.require_device(error, setup.device)
+        mishap.require_disk(error, str(folder))
         mishap.require_data((task["train_list"], task["val_list"]))
         outcome = _failure(stage, error)
         text = outcome_file_text(job, outcome)

@@ -17,12 +17,14 @@ MAX_LOSSES = 3
 MAX_ATTEMPTS = 20
 """A job that was begun this often without an end has failed: it brings the driver down."""
 BLAMED = frozenset({"crash", "memory", "deadline", "answer"})
-FREE = frozenset({"preempted", "data"})
+AWAY = frozenset({"data", "disk"})
+"""What a training needs is away for a while: nobody is blamed, and the search waits."""
+FREE = frozenset({"preempted"}) | AWAY
 CRASHES, LOSSES, CROWDED = "crashes", "losses", "crowded"
 COUNTERS = ("attempts", LOSSES, CRASHES, CROWDED)
 """What a record counts of every job; `crowded`: how often it lacked memory beside others."""
 PAUSES_S = (1.0, 5.0, 15.0, 60.0, 300.0, 600.0)
-"""How long a search waits for a data set that is away, before it gives up."""
+"""How long a search waits for a data set that is away, or for room on a disk, before it gives up."""
 
 _BROKEN = frozenset({"OutOfMemoryError"})
 _UNREACHED = frozenset({"ActorUnavailableError", "NodeDiedError", "ObjectLostError", "OwnerDiedError", "LocalRayletDiedError"})
@@ -65,7 +67,7 @@ def sentence(cause: str) -> Sentence:
 
 
 def pause_s(times: int, reason: str) -> float:
-    """How long to wait before the data set is looked for once more, after it was missed so many times in a row.
+    """How long to wait before what is away is looked for once more, after it was missed so many times in a row.
 
     Raises:
         NasAttnError: it was away for too long.

@@ -4,14 +4,19 @@ A failure that is not the candidate's must not become its outcome: a search woul
 folder is away, and a process whose CUDA context is broken would fail every task that it is given afterwards.
 """
 
+import errno
 import gc
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from nas_attn.errors import Unavailable, Unfit
+from nas_attn.work import DISK
 
+ROOM = 2**28
+"""Bytes: what a training writes at once has room in this."""
 LOOKED_AT = 64
 """Images, from all over a list, that must be there for the data set to count as there."""
 
@@ -32,6 +37,14 @@ def require_device(error: BaseException, device: str) -> None:
     """Raises Unfit where an error says that this process can compute on its GPU no more: CUDA's errors but lack of memory stay for good."""
     if device != "cpu" and not lacks_memory(error) and (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)):
         raise Unfit(f"A worker's GPU must work, but: {' '.join(str(error).split())[:300]}") from error
+
+
+def require_disk(error: BaseException, folder: str) -> None:
+    """Raises OSError where a training broke because its folder took no more: torch tells of a full disk in words of its own."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        raise error
+    if shutil.disk_usage(folder).free < ROOM and "PytorchStreamWriter" in str(error):
+        raise OSError(errno.ENOSPC, "no space left on device", folder) from error
 
 
 def require_data(lists: Iterable[str]) -> None:

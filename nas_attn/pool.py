@@ -317,7 +317,7 @@ class RayPool(Pool):
         try:
             deliver(self._folder, files)
         except (OSError, PoolError) as error:
-            return Done(done.key, None, f"what it wrote could not be kept: {error}", "kept")
+            return Done(done.key, None, f"what it wrote could not be kept: {error}", "disk")
         return done
 
     def _collect(self, end: float) -> list[Done]:

@@ -18,7 +18,7 @@ from nas_attn.errors import Interrupted, PoolError, StudyError
 from nas_attn.event import Event
 from nas_attn.files import write_atomic
 from nas_attn.full import OUTCOME, TOLERANCE, WEIGHTS
-from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES, pause_s
+from nas_attn.losses import AWAY, FREE, MAX_ATTEMPTS, MAX_LOSSES, pause_s
 from nas_attn.outcome import Failure, Job, Measured, Outcome, read_outcome_file
 from nas_attn.protocol import deadline_s, lost_failure, read_outcome, words
 from nas_attn.proxy import write_list
@@ -194,7 +194,7 @@ class _Driver:
             self._answered(flight.kind, {"failure": asdict(lost_failure(MAX_LOSSES, reason))})
 
     def _wait_for_data(self, done: Done) -> None:
-        self.outages = self.outages + 1 if done.cause == "data" else 0
+        self.outages = self.outages + 1 if done.cause in AWAY else 0
         if self.outages:
             pause = pause_s(self.outages, str(done.lost))
             self._emit("waits", f"{done.lost}; looks again in {pause:g} s")

@@ -3,6 +3,7 @@
 Both sides speak JSON text only; files that a task reads or writes travel beside it where driver and worker share no folder (`carry`).
 """
 
+import errno
 import importlib
 import json
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class Done:
 
     `cause` is the kind of loss: `crash` (the worker's process ended), `memory` (it was ended for lack of memory), `deadline`, `answer` (it
     raised, or answered what is no result), `node` (its node died or cannot be reached), `preempted` (its node had said that it would go),
-    `kept` (what it wrote could not be kept), `data` (it could not read the data set).
+    `disk` (what it had to write could not be written), `data` (it could not read the data set).
     """
 
     key: str
@@ -96,6 +97,8 @@ def import_target(target: str) -> Serve:
     return serve  # type: ignore[no-any-return]
 
 
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
+"""A folder that takes nothing for now is nobody's fault."""
 UNFIT = "unfit"
 """The cause of a loss after which the worker must be replaced; whoever waits for the task is told of a crash."""
 
@@ -109,6 +112,8 @@ def answer(serve: Serve, kind: str, payload: str) -> tuple[str | None, str | Non
         _check_result(text)
     except Unavailable as error:
         return None, str(error), "data"
+    except OSError as error:
+        return None, f"{type(error).__name__}: {error}", "disk" if error.errno in DISK else "answer"
     except Unfit as error:
         return None, str(error), UNFIT
     except (Exception, SystemExit) as error:

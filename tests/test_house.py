@@ -46,6 +46,7 @@ HOUSE: dict[str, set[str]] = {
     "dataset": {"ultralytics", "numpy", "cv2"},  # decodes images as Ultralytics does, to the bit
     "checkpoint": {"torch", "numpy", "ultralytics"},
     "proxy": {"torch", "ultralytics", "numpy", "yaml"},
+    "work": set(),
     "pauses": set(),
     "mishap": {"torch"},
     "evaluate": {"torch"},
@@ -54,7 +55,6 @@ HOUSE: dict[str, set[str]] = {
     "event": set(),
     "schedule": set(),
     "cluster": {"ray"},
-    "work": set(),
     "carry": set(),
     "worker": {"ray"},
     "porters": {"ray"},
