@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,31 @@ class Server:
 
     port: int
     password: str
+    command: list[str | Path] = field(default_factory=list)
+    folder: Path = Path()
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def url(self, database: str, password: str | None = None) -> str:
         """The URL of a database, as a user would write it."""
         return f"postgresql://{USER}:{password or self.password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Begins it, and waits until it answers."""
+        with (self.folder / "log").open("a") as log:
+            self.running.append(subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder))
+        _wait(self, self.running[-1], self.folder / "log")
+
+    def stop(self) -> None:
+        """A fast shutdown: connections are ended."""
+        process = self.running.pop()
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+    def processes(self) -> list[int]:
+        """It and its children."""
+        own = self.running[-1].pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        return [own, *map(int, children)]
 
     def run(self, text: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """One statement, with all rights."""
@@ -64,7 +85,7 @@ def server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-pg-"))
     try:
         prefix = _lent(folder)
-        running = Server(port=_free_port(), password=secrets.token_hex(16))
+        running = Server(port=_free_port(), password=secrets.token_hex(16), folder=folder)
         secret = folder / "password"
         secret.write_text(running.password)
         secret.chmod(0o644)  # within a folder that only the server's user may enter
@@ -72,14 +93,13 @@ def server() -> Iterator[Server]:
         subprocess.run([*prefix, place / "initdb", "-D", folder / "data", *options], check=True, capture_output=True, cwd=folder)
         settings = {"listen_addresses": "127.0.0.1", "port": running.port, "unix_socket_directories": "", "fsync": "off"}
         given = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen([*prefix, place / "postgres", "-D", folder / "data", *given], stdout=log, stderr=log, cwd=folder)
+        running.command.extend([*prefix, place / "postgres", "-D", folder / "data", *given])
         try:
-            _wait(running, process, folder / "log")
+            running.start()
             yield running
         finally:
-            process.send_signal(signal.SIGINT)  # a fast shutdown: connections are ended
-            process.wait(60)
+            if running.running:
+                running.stop()
     finally:
         shutil.rmtree(folder)
 

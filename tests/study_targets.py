@@ -4,7 +4,9 @@ The evaluator writes one line a training to `executions.log` in the study's fold
 """
 
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +19,7 @@ from sqlalchemy.pool import NullPool
 from nas_attn import record
 from nas_attn.address import require_safe
 from nas_attn.architecture import Architecture, Placement
+from nas_attn.errors import Unavailable, Unfit
 from nas_attn.outcome import (
     CHECKPOINT,
     Cost,
@@ -107,7 +110,11 @@ def optunas_storage(url: str) -> optuna.storages.RDBStorage:
 
 @dataclass(frozen=True)
 class Fake:
-    """How often (of 100 architectures) the evaluator does what, and how long a training takes; with `curves`, all epochs are told."""
+    """How often (of 100 architectures) the evaluator does what, and how long a training takes; with `curves`, all epochs are told.
+
+    `crowded` of 100 lack memory unless they run alone; `poison` names a digest that kills its worker; `hangs` one that hangs once; `fitted`
+    epochs are told of the fit, from which deadlines follow; what `data` names must be there.
+    """
 
     fails: int = 0
     stops: int = 0
@@ -115,6 +122,12 @@ class Fake:
     bad_build: int = 0
     seconds: float = 0.0
     fit_fails: bool = False
+    crowded: int = 0
+    poison: str = ""
+    hangs: str = ""
+    unfit: str = ""
+    fitted: int = 0
+    data: str = ""
     curves: bool = False
 
 
@@ -134,7 +147,7 @@ def serve(kind: str, payload: str) -> str:
     fake, folder = Fake(**task["setup"]["fake"]), Path(task["setup"]["folder"])
     if kind == "fit":
         _log(folder, "fit")
-        answer = {"failure": asdict(Failure(stage="train", error="no labels"))} if fake.fit_fails else _fit()
+        answer = {"failure": asdict(Failure(stage="train", error="no labels"))} if fake.fit_fails else _fit(fake)
         return json.dumps(answer)
     if kind == "measure":
         return json.dumps({"costs": [_cost(Architecture.from_dict(a), fake) for a in task["architectures"]]})
@@ -143,8 +156,20 @@ def serve(kind: str, payload: str) -> str:
 
 def train(folder: Path, job: Job, fake: Fake) -> Outcome:
     """A training, from its log line to its outcome file."""
-    place = job.folder(folder)
+    place, digest = job.folder(folder), job.architecture.digest()
+    if fake.data and not Path(fake.data).exists():
+        raise Unavailable(f"The data set must stay where it is, but {fake.data} is not there")
     place.mkdir(parents=True)
+    with (folder / "pids.log").open("a") as file:
+        file.write(f"{os.getpid()} {digest}\n")
+    if not job.alone and _share(f"crowded{digest}") < fake.crowded:
+        return Failure(stage="memory", error="CUDA out of memory")
+    if digest == fake.poison:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if digest == fake.unfit and job.attempt == 1:
+        raise Unfit("A worker's GPU must work, but: CUDA error: unspecified launch failure")
+    if digest == fake.hangs and job.attempt == 1:
+        time.sleep(3600)
     again = [*place.parent.glob("*/outcome.json")]
     _log(folder, f"{'again' if again else 'start'} {job.architecture.digest()}/{job.name()}/{job.attempt}")
     time.sleep(fake.seconds)
@@ -209,8 +234,9 @@ def _cost(architecture: Architecture, fake: Fake) -> dict[str, Any]:
     return {"cost": asdict(cost(1.5 if _share(f"slow{digest}") < fake.slow else 1.05 + _share(f"latency{digest}") / 1000))}
 
 
-def _fit() -> dict[str, Any]:
-    return {"fingerprint": "b" * 12, "data": "d" * 12, "code": "versions", "map50_95": 0.2, "curve": [], "seconds": 1.0, "new_tensors": []}
+def _fit(fake: Fake) -> dict[str, Any]:
+    told = {"fingerprint": "b" * 12, "data": "d" * 12, "code": "versions", "map50_95": 0.2, "new_tensors": []}
+    return {**told, "curve": [{"epoch": 1.0}] * fake.fitted, "seconds": 1.0}
 
 
 def _log(folder: Path, line: str) -> None:

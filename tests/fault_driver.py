@@ -1,0 +1,85 @@
+"""A driver for fault tests: a search of the fake space on a cluster that is there, an event a line, each with the time at which it came.
+
+python tests/fault_driver.py FOLDER --address HOST:PORT --trials N [--fake JSON] [--storage URL]
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from study_targets import BASE, Fake, setup, space
+
+from nas_attn import study
+from nas_attn.errors import NasAttnError
+from nas_attn.event import Event
+from nas_attn.pool import InlinePool, RayPool
+from nas_attn.spec import SpaceSpec
+from nas_attn.work import Pool
+
+TRUE_TIME = time.time
+TARGET = "study_targets:serve"
+SPEC = {
+    "base": BASE,
+    "sites": ["P3"],
+    "modules": {"LIA": {"f": [8]}},
+    "limits": {"latency_ratio": 1.3},
+    "base_seeds": 2,
+    "controls": False,
+}
+
+
+def search(folder: Path, pool: Pool, trials: int, fake: Fake, storage: str | None = None, deadline_s: float = 3600.0) -> None:
+    """The search of every fault test: the evaluator is a pure function, the sampler draws at random."""
+    study.run(
+        folder,
+        SpaceSpec.from_dict(SPEC),
+        space(most=3),
+        setup(folder, fake),
+        pool,
+        trials=trials,
+        sampler="random",
+        storage=storage,
+        deadline_s=deadline_s,
+        on_event=_say,
+    )
+
+
+def undisturbed(folder: Path, trials: int, fake: Fake) -> None:
+    """The same search in this process, which nothing happens to."""
+    folder.mkdir(parents=True)
+    search(folder, InlinePool(TARGET), trials, fake)
+
+
+def _say(event: Event) -> None:
+    print(f"{TRUE_TIME():.2f} {event.kind} {event.message}", flush=True)  # noqa: T201
+
+
+def main() -> int:
+    """Exit codes as those of `nas-attn`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--trials", type=int, required=True)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--fake", type=json.loads, default={})
+    parser.add_argument("--storage")
+    parser.add_argument("--latency-node")
+    parser.add_argument("--deadline-s", type=float, default=3600.0)
+    parser.add_argument("--clock", type=Path, help="a file with the seconds by which this process's clock of the day is wrong")
+    given = parser.parse_args()
+    if given.clock:
+        time.time = lambda: TRUE_TIME() + float(given.clock.read_text() or 0)
+    try:
+        options = {"address": given.address, "folder": given.folder, "latency_node": given.latency_node}
+        with RayPool(TARGET, workers=given.workers, gpus_per_worker=0, **options) as pool:
+            search(given.folder, pool, given.trials, Fake(**given.fake), given.storage, given.deadline_s)
+    except NasAttnError as error:
+        print(f"{TRUE_TIME():.2f} error {error}", flush=True)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""The faults: each does something real to a running search, waits for as long as it is meant to last, and undoes what can be undone.
+
+A fault gets the run that it disturbs and a random source for its choices; what it says it did goes into the run's notes.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fault_run import Run
+
+Fault = Callable[["Run", random.Random], None]
+SILENT_S = 12.0
+"""Longer than the longest of the cluster's timeouts (see `fault_cluster.QUICK`)."""
+PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40); "
+KILL_ACTOR = (
+    PROBE + "worker = ray._private.worker.global_worker.core_worker; "
+    "found = [i for i, a in ray._private.state.actors().items() if a['State'] == 'ALIVE' and a['Pid'] == int(sys.argv[2])]; "
+    "worker.kill_actor(ray.ActorID(bytes.fromhex(found[0])), True)"
+)
+DRAIN = PROBE + (
+    "from ray._raylet import GcsClient; print(GcsClient(address=sys.argv[1]).drain_node(sys.argv[2], 2, 'preempted', int(sys.argv[3])))"
+)
+
+
+# -- driver ----------------------------------------------------------------------------------------------------------------------------
+
+
+def driver_killed(run: "Run", rng: random.Random) -> None:
+    """SIGKILL, and the same command again."""
+    time.sleep(rng.uniform(0, 1))
+    run.end_driver(signal.SIGKILL)
+    run.start_driver()
+
+
+def driver_told_to_end(run: "Run", rng: random.Random) -> None:
+    """SIGTERM or SIGINT, then the same command again."""
+    time.sleep(rng.uniform(0, 1))
+    code = run.end_driver(rng.choice([signal.SIGTERM, signal.SIGINT]))
+    run.require(code == 130, f"a driver that is told to end ends with 130, but did with {code}")
+    run.start_driver()
+
+
+def driver_suspended(run: "Run", rng: random.Random) -> None:
+    """SIGSTOP for some seconds: answers pile up."""
+    with _stopped([run.driver.pid]):
+        time.sleep(rng.uniform(3, 8))
+
+
+def two_drivers(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
+    """A second driver is refused with the first one's process and its age."""
+    second = subprocess.run(run.command(), env=run.environment(), capture_output=True, text=True, timeout=120, check=False)
+    words = f"process {run.driver.pid} on host"
+    run.require(second.returncode == 2 and words in second.stdout and "last sign of life" in second.stdout, second.stdout[-300:])
+
+
+# -- workers ---------------------------------------------------------------------------------------------------------------------------
+
+
+def worker_killed(run: "Run", rng: random.Random) -> None:
+    """SIGKILL of a process that trains; never twice under one trial, which would be its end."""
+    pid = _victim(run, rng)
+    run.note(f"killed worker {pid}")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _victim(run: "Run", rng: random.Random) -> int:
+    """A process that trains something whose worker was not ended before."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        pid = run.nodes.busy(rng.choice)
+        digest = run.trained_by().get(pid)
+        if digest is not None and digest not in run.hit:
+            run.hit.add(digest)
+            return pid
+        time.sleep(0.1)
+    raise AssertionError("no worker trains what was not hit before")
+
+
+def actor_killed(run: "Run", rng: random.Random) -> None:
+    """An actor ended through Ray by somebody else of the cluster."""
+    pid = _victim(run, rng)
+    run.note(f"killed the actor of process {pid}")
+    run.probe(KILL_ACTOR, str(pid))
+
+
+def worker_hangs(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
+    """A training that never ends: its deadline does (`Fake.hangs`)."""
+    run.await_event("deadline", 120)
+
+
+def trial_kills_its_workers(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
+    """An architecture that ends every worker (`Fake.poison`) is told FAIL after the second."""
+    run.await_event("ended its worker 2 times", 120)
+
+
+# -- nodes -----------------------------------------------------------------------------------------------------------------------------
+
+
+def raylet_killed(run: "Run", rng: random.Random) -> None:
+    """SIGKILL of a node's raylet; another node takes its place."""
+    node = rng.choice(run.nodes.nodes[1:])
+    os.kill(node.part("raylet"), signal.SIGKILL)
+    run.nodes.end(node)
+    run.nodes.add(run.cpus)
+
+
+def raylet_hangs(run: "Run", rng: random.Random) -> None:
+    """SIGSTOP of a raylet for longer than every timeout: its workers may finish, and their answers may count."""
+    node = rng.choice(run.nodes.nodes[1:])
+    with _stopped([node.part("raylet")]):
+        time.sleep(SILENT_S + rng.uniform(0, 4))
+    run.nodes.end(node)
+    run.nodes.add(run.cpus)
+
+
+def node_hangs(run: "Run", rng: random.Random) -> None:
+    """SIGSTOP of a raylet and its workers for longer than every timeout; they come back and write when their trials run elsewhere."""
+    node = rng.choice(run.nodes.nodes[1:])
+    with _stopped([node.part("raylet"), *node.workers()]):
+        time.sleep(SILENT_S + rng.uniform(0, 4))
+    time.sleep(3)
+    run.nodes.end(node)
+    run.nodes.add(run.cpus)
+
+
+def latency_node_lost(run: "Run", rng: random.Random) -> None:
+    """The node on which latency is measured, which `--latency-node` has named (`fault_driver.py`): the head's neighbour."""
+    time.sleep(rng.uniform(0, 0.5))
+    node = next(node for node in run.nodes.nodes[1:] if _node_id(node.part("raylet")) == run.measuring)
+    os.kill(node.part("raylet"), signal.SIGKILL)
+    run.nodes.end(node)
+    run.nodes.add(run.cpus)
+
+
+def head_lost(run: "Run", rng: random.Random) -> None:
+    """SIGKILL of the GCS: Ray ends raylets, workers and driver. A supervisor begins a cluster and the same command anew."""
+    time.sleep(rng.uniform(0, 1))
+    os.kill(run.nodes.nodes[0].part("gcs_server"), signal.SIGKILL)
+    run.await_driver(90)
+    for node in list(run.nodes.nodes):
+        run.nodes.end(node)
+    run.nodes.start(run.cpus)
+    for _ in range(2):
+        run.nodes.add(run.cpus)
+    run.start_driver()
+
+
+def node_preempted(run: "Run", rng: random.Random) -> None:
+    """A node says that it will go, and goes: nothing new is begun there, and nobody is blamed."""
+    node = rng.choice(run.nodes.nodes[1:])
+    deadline_ms = int((time.time() + 15) * 1000)
+    run.note(run.probe(DRAIN, _node_id(node.part("raylet")), str(deadline_ms)).strip())
+    time.sleep(5)
+    run.nodes.end(node)
+    run.nodes.add(run.cpus)
+
+
+def network_cut(run: "Run", rng: random.Random) -> None:
+    """The link to one node is down for longer than every timeout: its trainings run on there, and begin anew elsewhere."""
+    run.nodes.cut(down=True)
+    time.sleep(SILENT_S + 8 + rng.uniform(0, 6))
+    run.nodes.cut(down=False)
+    time.sleep(3)
+    leaf = run.nodes.nodes[-1]
+    if not leaf.alive() or not leaf.workers():
+        run.nodes.end(leaf)
+        run.nodes.add(run.cpus, leaf=True)
+
+
+# -- storage and data ------------------------------------------------------------------------------------------------------------------
+
+
+def storage_locked(run: "Run", rng: random.Random) -> None:
+    """Another process holds SQLite's write lock."""
+    with contextlib.closing(sqlite3.connect(run.folder / "study.db", isolation_level=None, timeout=30)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(rng.uniform(3, 8))
+        other.execute("ROLLBACK")
+
+
+def disk_full(run: "Run", rng: random.Random) -> None:
+    """Not a byte is left in the study's folder, for a while."""
+    filler = run.folder.parent / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    time.sleep(rng.uniform(3, 6))
+    filler.unlink()
+
+
+def storage_gone(run: "Run", rng: random.Random) -> None:
+    """`study.db` is deleted under the driver, which is then told to end; `rebuild`, and the same command again."""
+    from nas_attn.rebuild import rebuild
+
+    time.sleep(rng.uniform(0, 1))
+    for file in run.folder.glob("study.db*"):
+        file.unlink()
+    time.sleep(1)
+    run.end_driver(signal.SIGKILL)
+    rebuild(run.folder)
+    run.start_driver()
+
+
+def server_stopped(run: "Run", rng: random.Random) -> None:
+    """PostgreSQL is shut down, is away for some seconds, and comes back."""
+    run.server.stop()
+    time.sleep(rng.uniform(2, 6))
+    run.server.start()
+
+
+def server_slow(run: "Run", rng: random.Random) -> None:
+    """PostgreSQL does not answer for some seconds."""
+    with _stopped(run.server.processes()):
+        time.sleep(rng.uniform(3, 8))
+
+
+def data_away(run: "Run", rng: random.Random) -> None:
+    """The data folder vanishes and comes back (`Fake.data`)."""
+    hidden = run.data.with_name("away")
+    run.data.rename(hidden)
+    run.await_event("looks again", 60)
+    time.sleep(rng.uniform(0, 3))
+    hidden.rename(run.data)
+
+
+# -- devices and clock -----------------------------------------------------------------------------------------------------------------
+
+
+def gpu_crowded(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
+    """A training lacks memory beside others (`Fake.crowded`): once more, alone."""
+    run.await_event("runs once more, alone", 120)
+
+
+def gpu_lost(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
+    """A worker's device fails under a training (`Fake.unfit`): another worker runs it."""
+    run.await_event("GPU must work", 120)
+
+
+def clock_jumps(run: "Run", rng: random.Random) -> None:
+    """The clock of the day jumps by hours, ahead and back, as the driver's Python sees it; no deadline may depend on it."""
+    for _ in range(3):
+        run.clock.write_text(str(rng.choice([-1, 1]) * 3600 * rng.randrange(1, 30)))
+        time.sleep(rng.uniform(1, 3))
+    run.clock.write_text("0")
+
+
+def outcome_torn(run: "Run", rng: random.Random) -> None:
+    """A worker dies, and what its attempt left is half an outcome: it does not count."""
+    worker_killed(run, rng)
+    pid, digest = next((p, d) for p, d in reversed(run.trained_by().items()) if d in run.hit)
+    attempts = sorted((run.folder / "trials" / digest).glob("*/*"))
+    file = attempts[-1] / "outcome.json"
+    if not file.exists():
+        file.write_text('{"schema": 1, "job": {"architecture"')
+        run.torn.add(str(file))
+    run.note(f"tore what worker {pid} left")
+
+
+@contextlib.contextmanager
+def _stopped(pids: list[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _node_id(raylet: int) -> str:
+    words = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")
+    return next(word for word in words if word.startswith("--node_id=")).partition("=")[2]
+
+
+FAULTS: dict[str, Fault] = {
+    "driver killed": driver_killed,
+    "driver told to end": driver_told_to_end,
+    "driver suspended": driver_suspended,
+    "two drivers": two_drivers,
+    "worker killed": worker_killed,
+    "actor killed": actor_killed,
+    "worker hangs": worker_hangs,
+    "trial kills its workers": trial_kills_its_workers,
+    "raylet killed": raylet_killed,
+    "raylet hangs": raylet_hangs,
+    "node hangs": node_hangs,
+    "latency node lost": latency_node_lost,
+    "head lost": head_lost,
+    "node preempted": node_preempted,
+    "network cut": network_cut,
+    "storage locked": storage_locked,
+    "disk full": disk_full,
+    "storage gone": storage_gone,
+    "server stopped": server_stopped,
+    "server slow": server_slow,
+    "data away": data_away,
+    "GPU memory": gpu_crowded,
+    "GPU lost": gpu_lost,
+    "clock jumps": clock_jumps,
+    "outcome torn": outcome_torn,
+}

@@ -1,0 +1,323 @@
+"""One search that faults are done to: its driver, begun again as a supervisor would, and whether every promise was kept in the end.
+
+The evaluator is a pure function and the sampler draws at random, so that the digests must be those of the same search undisturbed.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fault_cluster import Nodes
+from fault_driver import undisturbed
+from fault_kinds import FAULTS
+from study_targets import BASE, Fake, executions, space
+
+from nas_attn.architecture import Architecture
+from nas_attn.record import load_study
+from nas_attn.sampler import Mirror, ask_seed
+
+WORKERS = 4
+SECONDS = 0.6
+APART = 8
+"""Trials from one fault to the next."""
+LIVES_S = 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one fault did. `seen_s`: seconds from its begin until the driver told of something (empty: it told nothing)."""
+
+    fault: str
+    seed: int
+    number: int
+    begun: int
+    seconds: float
+    seen_s: float | str
+    said: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A whole search: what was promised, counted. All but `faults`, `trials`, `drivers`, `attempts` and `seconds` must be 0."""
+
+    fault: str
+    seed: int
+    faults: int
+    trials: int
+    drivers: int
+    attempts: int
+    seconds: float
+    lost_told: int
+    left_running: int
+    trained_twice: int
+    other_digests: int
+    broken: str
+
+    @property
+    def good(self) -> bool:
+        return not (self.lost_told or self.left_running or self.trained_twice or self.other_digests or self.broken)
+
+
+@dataclass
+class Run:
+    """The search of one fault; `hit` are digests whose worker was killed, which must not happen twice."""
+
+    name: str
+    faults: Sequence[str]
+    seed: int
+    nodes: Nodes
+    root: Path
+    server: Any = None
+    trials: int = 0
+    cpus: int = 2
+    fake: dict[str, Any] = field(default_factory=dict)
+    hit: set[str] = field(default_factory=set)
+    torn: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
+    lost: int = 0
+    drivers: int = 0
+    broken: list[str] = field(default_factory=list)
+    measuring: str = ""
+    driver: Any = None
+    storage: str | None = None
+    _mark: int = 0
+
+    def __post_init__(self) -> None:
+        self.trials = 10 + APART * len(self.faults)
+        self.data, self.clock, self.log = self.root / "data", self.root / "clock", self.root / "driver.log"
+        self.folder = self.root / "study"
+        self.folder.mkdir()
+        self.data.mkdir()
+        self.clock.write_text("0")
+        self.log.touch()
+        self.storage = self.server.fresh() if any(fault.startswith("server") for fault in self.faults) else None
+        self.fake = {"seconds": SECONDS, "data": str(self.data), **_special(self.faults)}
+        self.hit |= {str(self.fake[name]) for name in ("poison", "hangs", "unfit") if name in self.fake}
+
+    # -- the driver ------------------------------------------------------------------------------------------------------------------------
+
+    def command(self) -> list[str]:
+        words = [sys.executable, str(Path(__file__).with_name("fault_driver.py")), str(self.folder), "--address", self.nodes.address]
+        words += ["--clock", str(self.clock)]
+        words += ["--latency-node", self.measuring] if self.measuring else []
+        words += ["--trials", str(self.trials), "--workers", str(WORKERS), "--fake", json.dumps(self.fake), "--deadline-s", "6"]
+        return self.nodes.inside([*words, *(["--storage", self.storage] if self.storage else [])])
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | self.nodes.environment
+
+    def start_driver(self) -> None:
+        self.remember()
+        self.drivers += 1
+        with self.log.open("a") as log:
+            self.driver = subprocess.Popen(self.command(), env=self.environment(), stdout=log, stderr=log)
+
+    def end_driver(self, number: int) -> int:
+        """Sends a signal; the exit code. `ip netns exec` becomes what it runs, so that the pid is the driver's."""
+        self.driver.send_signal(number)
+        return self.await_driver(60)
+
+    def await_driver(self, wait_s: float) -> int:
+        return int(self.driver.wait(wait_s))
+
+    def remember(self) -> None:
+        """What has been told by now must stay; counts what does not."""
+        now = {}
+        with contextlib.suppress(Exception):  # before the study's first moment there is none to read
+            snapshot = load_study(self.folder, self.storage)
+            now = {t.architecture.digest(): (t.state, t.values) for t in snapshot.trials if t.state != "RUNNING"}
+        self.lost += sum(now.get(digest) != said for digest, said in self.told.items())
+        self.told = now
+
+    # -- what a fault may ask --------------------------------------------------------------------------------------------------------------
+
+    def note(self, words: str) -> None:
+        self.notes.append(words)
+
+    def require(self, held: bool, words: str) -> None:
+        if not held:
+            self.broken.append(words)
+
+    def trained_by(self) -> dict[int, str]:
+        """The digest that each worker's process began last."""
+        file = self.folder / "pids.log"
+        lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+        return {int(line[0]): line[1] for line in lines if len(line) == 2}
+
+    def await_event(self, words: str, wait_s: float) -> None:
+        """Waits until the driver has said something, since the fault began."""
+        end = time.monotonic() + wait_s
+        while words not in self.log.read_text()[self.mark :]:
+            if time.monotonic() > end or self.driver.poll() is not None:
+                self.require(False, f"the driver never said {words!r}")
+                return
+            time.sleep(0.05)
+
+    def probe(self, code: str, *arguments: str) -> str:
+        """Python beside the cluster's head, connected to it."""
+        words = self.nodes.inside([sys.executable, "-c", code, self.nodes.address, *arguments])
+        done = subprocess.run(words, env=self.environment(), capture_output=True, text=True, timeout=90, check=False)
+        self.require(done.returncode == 0, done.stderr[-300:])
+        return done.stdout
+
+    @property
+    def mark(self) -> int:
+        return self._mark
+
+    # -- the whole -------------------------------------------------------------------------------------------------------------------------
+
+    def go(self) -> tuple[list[Row], Verdict]:
+        """Runs the search with its faults to its end."""
+        rng, began, rows = random.Random(f"{self.name}/{self.seed}"), time.monotonic(), []
+        try:
+            self.start_driver()
+            for number, fault in enumerate(self.faults):
+                self._await_begun(4 + APART * number + rng.randrange(APART - 2))
+                rows.append(self._do(number, fault, rng))
+            self._await_end(began)
+            return rows, self._judge(began)
+        finally:
+            if self.driver is not None and self.driver.poll() is None:
+                self.driver.kill()
+                self.driver.wait()
+
+    def _do(self, number: int, fault: str, rng: random.Random) -> Row:
+        self._mark, at, start, notes = len(self.log.read_text()), time.time(), time.monotonic(), len(self.notes)
+        begun = self._begun()
+        FAULTS[fault](self, rng)
+        seconds = time.monotonic() - start
+        first = self._first_sign(fault)
+        seen, said = (round(max(0.0, first[0] - at), 1), first[1]) if first else ("", "; ".join(self.notes[notes:]))
+        return Row(fault=fault, seed=self.seed, number=number, begun=begun, seconds=round(seconds, 1), seen_s=seen, said=said[:160])
+
+    def _first_sign(self, fault: str) -> tuple[float, str] | None:
+        """The first event since the fault that tells of a loss, a wait, or an adoption; within a minute, while the search runs."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            for line in self.log.read_text()[self._mark :].splitlines():
+                time_s, _, words = line.partition(" ")
+                if (
+                    words.partition(" ")[0] in ("lost", "waits", "adopted", "unusable", "took", "error")
+                    and time_s.replace(".", "").isdigit()
+                ):
+                    return float(time_s), words
+            if self.driver.poll() is not None or fault in QUIET:
+                return None
+            time.sleep(0.1)
+        return None
+
+    def _begun(self) -> int:
+        return sum(line.startswith(("start", "again")) for line in executions(self.folder))
+
+    def _await_begun(self, count: int) -> None:
+        end = time.monotonic() + LIVES_S
+        while self._begun() < count and time.monotonic() < end:
+            if self.driver.poll() is not None:
+                self._restart_or_fail()
+                if self.driver.returncode == 0:
+                    return
+            time.sleep(0.05)
+
+    def _await_end(self, began: float) -> None:
+        while time.monotonic() - began < LIVES_S * (1 + len(self.faults) / 8):
+            code = self.driver.poll()
+            if code == 0:
+                return
+            if code is not None:
+                self._restart_or_fail()
+            time.sleep(0.1)
+        self.require(False, "the search did not end")
+
+    def _restart_or_fail(self) -> None:
+        """A supervisor's part: the same command again."""
+        if self.driver.returncode != 0:
+            self.require(self.drivers < 3 + 3 * len(self.faults), f"the driver ended {self.drivers} times: {self.log.read_text()[-300:]}")
+            time.sleep(1)
+            self.start_driver()
+
+    def _judge(self, began: float) -> Verdict:
+        self.remember()
+        snapshot = load_study(self.folder, self.storage)
+        reference = expected(self.root / "undisturbed", self.trials, Fake(**{**self.fake, **CALM}))
+        digests = [trial.architecture.digest() for trial in snapshot.trials]
+        poison = self.fake.get("poison")
+        if poison:  # it is told FAIL and does not count, so that one more is asked for
+            failed = {trial.architecture.digest() for trial in snapshot.trials if trial.kind == "failure"}
+            self.require(failed == {poison}, f"only {poison} may fail, but {failed} did")
+        again = [line for line in executions(self.folder) if line.startswith("again")]
+        return Verdict(
+            fault=self.name,
+            seed=self.seed,
+            faults=len(self.faults),
+            trials=len(digests),
+            drivers=self.drivers,
+            attempts=self._begun(),
+            seconds=round(time.monotonic() - began, 1),
+            lost_told=self.lost,
+            left_running=sum(trial.state == "RUNNING" for trial in snapshot.trials),
+            trained_twice=len(again),
+            other_digests=0 if poison else len(set(digests) ^ set(reference)) + abs(len(digests) - len(reference)),
+            broken="; ".join(self.broken)[:300],
+        )
+
+
+QUIET = frozenset({"driver suspended", "storage locked", "disk full", "clock jumps", "two drivers", "server stopped", "server slow"})
+"""What a driver may get over without a word."""
+CALM: Mapping[str, Any] = {"seconds": 0.0, "poison": "", "hangs": "", "unfit": "", "crowded": 0, "data": ""}
+
+
+def expected(folder: Path, trials: int, fake: Fake) -> list[str]:
+    """The digests of the same search undisturbed."""
+    undisturbed(folder, trials, fake)
+    found = [trial.architecture.digest() for trial in load_study(folder).trials]
+    shutil.rmtree(folder)
+    return found
+
+
+def asked(number: int) -> str:
+    """The digest of the trial of that number, whatever happens."""
+    mirror, seen = (
+        Mirror({"map50_95": "maximize", "latency_ratio": "minimize"}, space(most=3).genes, "random", {}),
+        [Architecture(BASE).digest()],
+    )
+    for each in range(1, number + 1):
+        found = mirror.choose(space(most=3), ask_seed(0, each), seen)
+        assert found is not None
+        seen.append(found[0].digest())
+    return seen[-1]
+
+
+def _special(faults: Sequence[str]) -> dict[str, Any]:
+    """What the evaluator does of itself, in runs of some faults: to a trial that is begun after the fault's moment."""
+    keys = {"worker hangs": "hangs", "trial kills its workers": "poison", "GPU lost": "unfit"}
+    special: dict[str, Any] = {keys[fault]: asked(APART * number + 10) for number, fault in enumerate(faults) if fault in keys}
+    return special | ({"fitted": 6} if "worker hangs" in faults else {}) | ({"crowded": 30} if "GPU memory" in faults else {})
+
+
+ONCE = frozenset({"worker hangs", "trial kills its workers", "GPU lost"})
+"""Faults that one search can hold once."""
+
+
+@contextlib.contextmanager
+def place(small: bool) -> Iterator[Path]:
+    """A folder for a run; on a small file system of its own where the disk shall be full."""
+    root = Path(tempfile.mkdtemp(prefix="nas-attn-fault-"))
+    try:
+        if small:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(root)], check=True)
+        yield root
+    finally:
+        if small:
+            subprocess.run(["umount", str(root)], check=True)
+        shutil.rmtree(root)
