@@ -62,7 +62,32 @@ def _interrupt(_data: dict[str, Any]) -> dict[str, Any]:
     raise KeyboardInterrupt
 
 
+def _gpu_sum(data: dict[str, Any]) -> dict[str, Any]:
+    """Compute on the GPU for so long."""
+    import torch
+
+    begin = time.monotonic()
+    while time.monotonic() < begin + data["seconds"]:
+        torch.ones(1000, device="cuda").sum().item()
+    return {"begin": begin, "end": time.monotonic()}
+
+
+def _break_gpu(_data: dict[str, Any]) -> dict[str, Any]:
+    """Break this process's CUDA context: an index beyond its tensor fails on the device, and everything after it fails as well."""
+    import torch
+
+    from nas_attn.mishap import require_device
+
+    try:
+        print(torch.zeros(2, device="cuda")[torch.tensor([5], device="cuda")].item())  # noqa: T201
+    except Exception as error:
+        require_device(error, "cuda:0")
+    return {}
+
+
 _KINDS = {
+    "gpu_sum": _gpu_sum,
+    "break_gpu": _break_gpu,
     "echo": _echo,
     "environment": _environment,
     "sleep": _sleep,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas_attn import evaluate, latency
+from nas_attn import checkpoint, evaluate, latency, pauses
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.attention.halo import HaloAttention
-from nas_attn.errors import InputError
+from nas_attn.errors import InputError, Unavailable
 from nas_attn.outcome import CHECKPOINT, Failure, Job, Measured, Recipe, outcome_from_dict, read_outcome_file
 from nas_attn.plan import load_setup
 from nas_attn.proxy import Piece, Trained, Training
@@ -84,7 +84,7 @@ def test_a_rung_leaves_a_pause_from_which_any_attempt_goes_on(
     assert first.curve == second.curve == whole.curve[:1]
     assert first.map50_95 == whole.curve[0]["map50_95"]
     assert (ended.curve, ended.map50_95, ended.map50, ended.gates) == (whole.curve, whole.map50_95, whole.map50, whole.gates)
-    assert pauses[0].read_bytes() == before
+    assert not pauses[0].exists()  # the training has run to its end
     assert not (rung.folder(Path(here.folder)) / "weights.pt").exists()
     kept = [torch.load(job.folder(tmp_path / name) / "weights.pt", weights_only=True) for name in ("whole", "pieces")]
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
@@ -172,6 +172,69 @@ def test_what_is_not_finite_is_a_failure_and_is_kept(setup: Setup, recipe: Recip
     assert isinstance(outcome, Failure)
     assert outcome.stage == "score"
     assert read_outcome_file((job.folder(Path(setup.folder)) / "outcome.json").read_text(), job) == outcome
+
+
+def test_an_attempt_that_was_lost_is_gone_on_with_from_its_last_epoch(
+    setup: Setup, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "base").symlink_to(Path(setup.folder) / "base")
+    job = Job(architecture=Architecture(setup.base, (LSKA,)), recipe=recipe, seed=8)
+    whole = evaluate.evaluate(replace(setup, folder=str(tmp_path / "whole")), job)
+    here, real = replace(setup, folder=str(tmp_path / "lost")), checkpoint.save
+    monkeypatch.setattr(pauses, "EVERY_S", 0.0)
+
+    def die(*arguments: object) -> None:
+        real(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(here, job)
+    kept = job.folder(tmp_path / "lost") / CHECKPOINT
+    assert kept.is_file()
+    assert not kept.with_name("outcome.json").exists()
+    monkeypatch.setattr(checkpoint, "save", real)
+    began: list[object] = []
+    trained = evaluate.train_model
+    monkeypatch.setattr(evaluate, "train_model", lambda training, model, _, piece: trained(training, model, began.append, piece))
+    ended = evaluate.evaluate(here, replace(job, attempt=2))
+    assert isinstance(whole, Measured)
+    assert isinstance(ended, Measured)
+    assert (len(began), ended.curve) == (1, whole.curve)
+    assert not list(Path(here.folder).glob(f"trials/*/*/*/{CHECKPOINT}"))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_lack_of_memory_is_an_outcome_only_of_what_ran_alone(
+    setup: Setup, recipe: Recipe, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluate, "train_model", lacking)
+    job = Job(architecture=Architecture(setup.base, (LSKA,)), recipe=recipe, seed=9 + alone, alone=alone)
+    outcome = outcome_from_dict(ask("train", setup, job=job.to_dict()))
+    assert isinstance(outcome, Failure)
+    assert outcome.stage == "memory"
+    assert f"at batch {recipe.batch}" in outcome.error
+    assert (job.folder(Path(setup.folder)) / "outcome.json").is_file() is alone
+
+
+def test_a_training_without_its_data_is_nobody_s_failure(
+    setup: Setup, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> object:
+        raise FileNotFoundError("/data/7.png")
+
+    monkeypatch.setattr(evaluate, "train_model", missing)
+    (tmp_path / "gone.txt").write_text("/data/7.png\n")
+    job = Job(architecture=Architecture(setup.base, (LSKA,)), recipe=recipe, seed=12)
+    assert isinstance(evaluate.evaluate(setup, replace(job, seed=13)), Failure)
+    with pytest.raises(Unavailable, match=r"1 of 1 images looked at are not: /data/7\.png"):
+        evaluate.evaluate(replace(setup, train_list=str(tmp_path / "gone.txt")), job)
+    assert not (job.folder(Path(setup.folder)) / "outcome.json").exists()
 
 
 def test_a_base_that_is_not_the_recipe_s_is_refused(setup: Setup, recipe: Recipe) -> None:
