@@ -16,6 +16,7 @@ from nas_attn.document import is_file
 from nas_attn.errors import DataError, InputError, StudyError, TransferError, nearest, shown
 from nas_attn.graph import Graph
 from nas_attn.jobs import rungs_for
+from nas_attn.runner import require_backend
 from nas_attn.sampler import require as require_sampler
 from nas_attn.schedule import check_options
 from nas_attn.setup import Setup, resolved_device, threads
@@ -129,12 +130,18 @@ def prepare(
         data=data.labels_fingerprint(train, scored, found.names, labels),
         fit=spec.base_fit.model_dump(mode="json"),
         latency=spec.latency.model_dump(mode="json"),
-        device=resolved_device(device),
+        device=_measuring_device(spec, device),
         seed=spec.seed,
         imports=tuple(custom.sources()),
         import_folder=str(Path.cwd()) if custom.sources() else "",
     )
     return Plan(spec=spec, space=space, setup=setup, controls=_controls(spec, available), train=train, scored=scored)
+
+
+def _measuring_device(spec: SpaceSpec, name: str) -> str:
+    device = resolved_device(name)
+    require_backend(spec.latency.backend, device)
+    return device
 
 
 def load_setup(folder: Path) -> Setup:

@@ -20,6 +20,9 @@ from nas_attn.space import SearchSpace
 from nas_attn.spec import SpaceSpec
 
 _VERSIONS = ("nas-attn", "ultralytics", "torch")
+_RUNTIMES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+"""The packages that hold a latency backend."""
+_ABSENT = "not installed"
 _LATER = (("average", 1), ("rungs", None))
 _LONG = 400  # characters of a setting that are worth showing when settings differ
 
@@ -38,9 +41,16 @@ def study_settings(
         "space": space.fingerprint(),
         "setup": identity,
         "sampler": sampler,
-        "versions": {name: _version(name) for name in _VERSIONS},
+        "versions": versions(spec.latency.backend),
         **({} if fidelity == "full" else {"fidelity": fidelity}),
     }
+
+
+def versions(backend: str) -> dict[str, str]:
+    """What scores and costs depend on: the code, and the runtime by which latency is measured where that is not torch."""
+    found = {name: _version(name) for name in _VERSIONS}
+    runtimes = [told for name in _RUNTIMES.get(backend, ()) if (told := _version(name)) != _ABSENT]
+    return {**found, **({backend: runtimes[0]} if runtimes else {})}
 
 
 def _settings_of(spec: SpaceSpec) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return _ABSENT
 
 
 def recipe_of(spec: SpaceSpec, setup: Mapping[str, Any], fit: Mapping[str, Any]) -> Recipe:
