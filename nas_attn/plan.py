@@ -70,14 +70,24 @@ def require_options(spec: SpaceSpec, folder: Path, *, trials: int, sampler: str,
     """Raises InputError for what a command line asks of a search that no search can do; asked before workers start, which takes long."""
     if trials < 1:
         raise InputError(f"`--trials` must be at least 1, the base, but got {trials}; give e.g. 40.")
-    if pool not in POOLS:
-        raise InputError(f"`--pool` must be ray or inline, but got {shown(pool)}. {nearest(pool, POOLS)}")
+    require_pool(pool, workers)
     require_sampler(sampler)
     rungs_for(spec, fidelity)
+    require_folder("--out", folder)
+
+
+def require_pool(pool: str, workers: int | None) -> None:
+    """Raises InputError for an unknown pool, or too few workers."""
+    if pool not in POOLS:
+        raise InputError(f"`--pool` must be ray or inline, but got {shown(pool)}. {nearest(pool, POOLS)}")
     check_options(workers, None, None)
+
+
+def require_folder(option: str, folder: Path) -> None:
+    """Raises InputError for a folder that cannot be made, because a file stands in its way."""
     holder = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not holder.is_dir():
-        raise InputError(f"`--out` must be a folder, but {holder} is a file; name another.")
+        raise InputError(f"`{option}` must be a folder, but {holder} is a file; name another.")
 
 
 def prepare(

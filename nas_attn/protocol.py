@@ -142,6 +142,18 @@ def _cost(answer: Mapping[str, Any]) -> Cost | Failure | None:
     return None
 
 
+def excess(cost: Cost, limits: Mapping[str, float]) -> dict[str, float]:
+    """One number a limit, at most 0 where it is kept. A latency ratio is over its bound only if its whole interval is."""
+    values = {**cost.metrics(), "latency_ratio": cost.latency.low}
+    return {name: values[name] - bound for name, bound in limits.items()}
+
+
+def rejection(cost: Cost, limits: Mapping[str, float]) -> Rejected | None:
+    """The first limit that a cost is over."""
+    over = next((name for name, more in excess(cost, limits).items() if more > 0), None)
+    return None if over is None else Rejected(limit=over, value=cost.metrics()[over], bound=limits[over])
+
+
 def read_outcome(text: str) -> Outcome:
     """The answer to a training."""
     try:
