@@ -190,13 +190,23 @@ def _require_own(move: Move) -> None:
         raise StudyError(f"A study is derived into a new folder, but {move.folder} holds another study; give --to another one.")
     else:
         return
-    differs = [name for name in ("study", "backend", "device") if begun["origin"].get(name) != move.note["origin"][name]]
-    if differs or begun["settings"] != json.loads(json.dumps(move.note["settings"])):
-        what = f"another {differs[0]} before" if differs else "another latency, or other versions"
+    if differs := _differs(begun, json.loads(json.dumps(move.note))):
         raise StudyError(
-            f"A study that was derived goes on as it was begun, but {move.folder} was begun from {what}; give the former "
-            "options, or --to another folder."
+            f"A study that was derived goes on as it was begun, but {move.folder} was begun from {differs}; give the former options, "
+            "or --to another folder."
         )
+
+
+def _differs(begun: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """In what one task differs from another, in words."""
+    theirs, now = begun["settings"], ours["settings"]
+    if begun["origin"].get("study") != ours["origin"]["study"]:
+        return "another study"
+    if theirs["spec"]["latency"]["backend"] != now["spec"]["latency"]["backend"]:
+        return "the same study for another backend"
+    if theirs["setup"]["device"] != now["setup"]["device"]:
+        return "the same study for another device"
+    return None if theirs == now else "the same study with other versions or settings"
 
 
 def _begin(move: Move) -> None:
