@@ -211,14 +211,17 @@ def _killing(monkeypatch, after):
     return count
 
 
-def test_a_kill_at_any_instant_leaves_what_the_same_command_makes_whole(source, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_kill_at_any_instant_leaves_what_the_same_command_makes_whole(tmp_path, monkeypatch):
+    source = tmp_path / "study"
+    _search(source, trials=6)
     whole = _derive(source, tmp_path / "whole").snapshot
     with monkeypatch.context() as patched:
         count = _killing(patched, -1)
         _derive(source, tmp_path / "counted")
     steps = count["n"]
-    assert steps > 200
-    for after in sorted({1, 2, 3, steps, steps - 1, steps - 2, *random.Random(0).sample(range(1, steps), 24)}):
+    assert steps > 80
+    for after in sorted({1, 2, steps, steps - 1, *random.Random(0).sample(range(1, steps), 10)}):
         folder = tmp_path / f"killed-{after}"
         with monkeypatch.context() as patched:
             _killing(patched, after)

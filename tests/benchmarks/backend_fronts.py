@@ -27,7 +27,7 @@ from nas_attn.records import record
 from nas_attn.runner import BACKENDS
 
 MODULES = "LSKA,LIA,EMA,CoordAtt,TripletAttention,SimAM,HaloAttention,DoubleAttention,CBAM,MHSA"
-COLUMNS = ("module", "site", "backend", "ratio", "low", "high", "base_ms", "quality", "blocks", "attempts")
+COLUMNS = ("module", "site", "backend", "ratio", "low", "high", "base_ms", "quality", "blocks")
 DIRECTIONS = ("maximize", "minimize")
 
 
@@ -73,10 +73,10 @@ def main() -> None:
     models = [detector.build_architecture(graph, scale, Architecture(options.base, placed), ("a",), state)[0] for placed in chosen]
     found = {backend: timed(models, backend, options) for backend in BACKENDS}
     rows = [
-        (name, options.site, backend, f"{one.ratio:.4f}", f"{one.low:.4f}", f"{one.high:.4f}", f"{one.base_ms:.3f}", one.quality, one.blocks, one.attempts)
+        (name, options.site, backend, *(f"{x:.4f}" for x in (one.ratio, one.low, one.high, one.base_ms)), one.quality, one.blocks)
         for backend, answers in found.items()
         for name, one in zip(names, answers, strict=True)
-    ]  # fmt: skip
+    ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
