@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from nas_attn.cli_retarget import retarget
 from nas_attn.cli_search import import_own, search
 from nas_attn.cli_simulate import simulate
 from nas_attn.cli_storage import StorageUrl, hide_url, rebuild
@@ -255,6 +256,7 @@ def train(
 _command(verify)
 _command(simulate)
 _command(rebuild)
+_command(retarget)
 
 
 def _load(folder: Path, storage: str | None) -> Any:

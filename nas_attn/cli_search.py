@@ -71,9 +71,7 @@ def search(
             next_repeat=posterior.next_repeat,
             storage=storage,
             controls=prepared.controls,
-            command=_typed(
-                "search", space, data=data, weights=weights, trials=trials, out=out, sampler=sampler, score_on=score_on, **extra
-            ),
+            command=typed("search", space, data=data, weights=weights, trials=trials, out=out, sampler=sampler, score_on=score_on, **extra),
             on_event=_first(prepared.save, _and_clean(watch, out, storage)),
         )
     keep_weights(snapshot)
@@ -88,7 +86,7 @@ def import_own(modules: list[str] | None) -> None:
     custom.load(modules or [], str(Path.cwd()))
 
 
-def _typed(name: str, *arguments: str, **options: object) -> str:
+def typed(name: str, *arguments: str, **options: object) -> str:
     """The command with which a user gets the same; where the storage is, and with which password, is nobody else's business."""
     given = [word for key, value in options.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["nas-attn", name, *arguments, *given])

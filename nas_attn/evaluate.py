@@ -18,16 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas_attn import cost, custom, latency, mishap, pauses
+from nas_attn import cost, custom, mishap, pauses, timing
 from nas_attn.architecture import Architecture
 from nas_attn.data import labels_fingerprint
 from nas_attn.detector import build, build_architecture, load_weights, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.files import write_atomic
 from nas_attn.graph import Edit
-from nas_attn.outcome import CHECKPOINT, Cost, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict
+from nas_attn.outcome import CHECKPOINT, Cost, Failure, Job, Measured, Outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import Trained, Training
 from nas_attn.proxy import train as train_model
+from nas_attn.runner import require_backend
 from nas_attn.setup import Setup, available_cores, code_version, threads
 
 
@@ -50,11 +51,19 @@ def serve(kind: str, payload: str) -> str:
 
 def check(setup: Setup, train: Sequence[str], scored: Sequence[str]) -> dict[str, Any]:
     """What this machine has of what a search needs: how many images are `missing`, the first of them, whether labels are `equal` to the
-    driver's, and the versions of the `code`.
+    driver's, the versions of the `code`, and what keeps it from measuring latency with the study's `backend`, if anything.
     """
     missing = [image for image in (*train, *scored) if not Path(image).is_file()]
-    found = {"missing": len(missing), "first": missing[0] if missing else None, "code": code_version()}
+    found = {"missing": len(missing), "first": missing[0] if missing else None, "code": code_version(), "backend": _backend(setup)}
     return {**found, "equal": not missing and labels_fingerprint(train, scored, setup.names) == setup.data}
+
+
+def _backend(setup: Setup) -> str | None:
+    try:
+        require_backend(setup.latency["backend"], setup.device)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def fit(setup: Setup) -> dict[str, Any]:
@@ -97,11 +106,12 @@ def measure(setup: Setup, architectures: Sequence[Architecture]) -> list[dict[st
             models[i] = model
         except Exception as error:
             answers[i] = {"failure": asdict(stages.failure(error))}
-    for i, timed in _timed(setup, {i: (architectures[i], model) for i, model in models.items()}).items():
-        if isinstance(timed, Failure):
-            answers[i] = {"failure": asdict(timed)}
+    wanted = {i: (architectures[i], model) for i, model in models.items()}
+    for i, found in timing.timed(setup, lambda: _build(setup, Architecture(setup.base), setup.seed)[0], wanted).items():
+        if isinstance(found, Failure):
+            answers[i] = {"failure": asdict(found)}
         else:
-            answers[i] = {"cost": asdict(Cost(**answers[i]["cost"], latency=timed))}
+            answers[i] = {"cost": asdict(Cost(**answers[i]["cost"], latency=found))}
     return answers
 
 
@@ -242,93 +252,12 @@ def _base_state(file: str, _written_ns: int) -> tuple[Mapping[str, Tensor], str]
 
 
 def _static_cost(setup: Setup, model: nn.Module) -> dict[str, float]:
-    image_BCHW = torch.zeros(_latency_shape(setup))
+    image_BCHW = torch.zeros(timing.shape(setup))
     return {
         "params_m": cost.parameters_m(model),
         "gmacs": cost.gmacs(model, image_BCHW[:1]),
         "activation_mib": cost.activation_mib(model, image_BCHW),
     }
-
-
-def _timed(setup: Setup, wanted: Mapping[int, tuple[Architecture, nn.Module]]) -> dict[int, Latency | Failure]:
-    """Latencies of one batch; if that fails, of each alone, so that one that lacks memory spoils no other."""
-    try:
-        timed = _latencies(setup, [architecture for architecture, _ in wanted.values()], [model for _, model in wanted.values()])
-        return dict(zip(wanted, timed, strict=True))
-    except Exception as error:
-        mishap.require_device(error, setup.device)
-        if len(wanted) > 1:
-            return {i: answer for i, one in wanted.items() for answer in _timed(setup, {i: one}).values()}
-        failure = Failure(stage="latency", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-        return dict.fromkeys(wanted, failure)
-
-
-def _latencies(setup: Setup, architectures: Sequence[Architecture], models: Sequence[nn.Module]) -> list[Latency]:
-    base, _ = _build(setup, Architecture(setup.base), setup.seed)
-    options: dict[str, Any] = {"shape": _latency_shape(setup), "device": setup.device, "threads": threads()}
-    candidates = [i for i, a in enumerate(architectures) if a.placements]
-    chosen = [models[i] for i in candidates]
-
-    def timed_by(gate: latency.Gate) -> list[Latency]:
-        return latency.measure(
-            base, chosen, gate=gate, blocks=setup.latency["blocks"], retries=setup.latency["retries"], seed=setup.seed, **options
-        )
-
-    gate, known = _latency_gate(setup, base, options)
-    timed = timed_by(gate)
-    if known and timed and all(entry.quality != "gated" for entry in timed):
-        # A gate that was calibrated while the machine was busy refuses every quiet moment from then on. One calibrated now is taken only
-        # if the base ran faster for it: otherwise it is this moment that is unquiet, and what was timed stays ungated.
-        anew = _calibrate(setup, base, options)
-        if anew.base_ms < gate.base_ms:
-            gate = _keep_gate(setup, anew, options)
-            timed = timed_by(gate)
-    by_index = dict(zip(candidates, timed, strict=True))
-    return [by_index.get(i) or _base_latency(gate, setup) for i in range(len(architectures))]
-
-
-def _latency_gate(setup: Setup, base: nn.Module, options: Mapping[str, Any]) -> tuple[latency.Gate, bool]:
-    """The gate of this machine, and whether it was known from an earlier measurement of the study."""
-    file = _gate_file(setup, options)
-    if file.is_file():
-        return latency.Gate.from_dict(json.loads(file.read_text())), True
-    return _keep_gate(setup, _calibrate(setup, base, options), options), False
-
-
-def _calibrate(setup: Setup, base: nn.Module, options: Mapping[str, Any]) -> latency.Gate:
-    return latency.calibrate(base, runs=setup.latency["calibrations"], blocks=setup.latency["blocks"], seed=setup.seed, **options)
-
-
-def _keep_gate(setup: Setup, gate: latency.Gate, options: Mapping[str, Any]) -> latency.Gate:
-    text = json.dumps(gate.to_dict())
-    write_atomic(_gate_file(setup, options), lambda target: target.write_text(text))
-    return gate
-
-
-def _gate_file(setup: Setup, options: Mapping[str, Any]) -> Path:
-    environment = latency.environment(options["device"], threads=options["threads"])
-    key = hashlib.sha256(json.dumps([environment, options["shape"]], sort_keys=True).encode()).hexdigest()[:12]
-    return Path(setup.folder) / "base" / f"latency-gate-{key}.json"
-
-
-def _base_latency(gate: latency.Gate, setup: Setup) -> Latency:
-    # The base beside itself is one by definition; what its calibration runs scattered is in the gate.
-    return Latency(
-        ratio=1.0,
-        low=1.0,
-        high=1.0,
-        latency_ms=gate.base_ms,
-        base_ms=gate.base_ms,
-        quality="gated",
-        blocks=setup.latency["blocks"],
-        attempts=1,
-        environment=gate.environment,
-    )
-
-
-def _latency_shape(setup: Setup) -> tuple[int, int, int, int]:
-    size = setup.latency["imgsz"]
-    return setup.latency["batch"], 3, size, size
 
 
 def fitting(setup: Setup, folder: Path, cores: int) -> Training:

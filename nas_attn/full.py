@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas_attn import cost, custom, latency, mishap, pauses
+from nas_attn import cost, custom, latency, mishap, pauses, timing
 from nas_attn.architecture import Architecture
 from nas_attn.detector import build, build_architecture, read_state, silence
 from nas_attn.errors import InputError, TransferError
@@ -272,8 +272,9 @@ def _start(setup: Setup, width: float) -> tuple[nn.Module, int]:
 
 def _bench(setup: Setup, base: nn.Module, folder: Path) -> Callable[[Sequence[nn.Module]], list[Latency]]:
     """Times models beside the base, gated by a calibration of this machine that is kept in `folder`."""
-    size = setup.latency["imgsz"]
-    options: dict[str, Any] = {"shape": (setup.latency["batch"], 3, size, size), "device": setup.device, "threads": threads()}
+    options: dict[str, Any] = {
+        "shape": timing.shape(setup), "device": setup.device, "backend": setup.latency["backend"], "threads": threads()
+    }  # fmt: skip
     blocks, seed = setup.latency["blocks"], setup.seed
     gate = latency.calibrate(base, runs=setup.latency["calibrations"], blocks=blocks, seed=seed, **options)
     text = json.dumps(gate.to_dict())

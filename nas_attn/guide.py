@@ -150,7 +150,7 @@ def observations(trial: Trial, trials: Collection[Trial], objectives: Mapping[st
         if shown is None:
             return {}
         return {0: {name: shown[name] + _rise(trials, name, len(trial.verdict.curve)) for name in names}}
-    if trial.kind != "measured":
+    if trial.kind not in ("measured", "rejected"):  # a rejected one was trained if a limit on another backend let it be
         return {}
     return {job.seed: {name: getattr(outcome, name) for name in names} for job, outcome in measured(trial)}
 

@@ -4,8 +4,8 @@ A round times one block of the base and one of every candidate, in random order;
 machine for seconds slows both. That does not save the tail (a neighbour that starts within a round makes errors of two), so a measurement
 counts as `gated` only if the base's own blocks had the level and the scatter of quiet runs on this machine (`calibrate`).
 
-What is timed: the forward pass of a fused copy in evaluation mode, single precision, fixed input. Non-maximum suppression is not
-included; the top-k of an end-to-end head is.
+What is timed: the forward pass of a fused copy in evaluation mode, single precision, fixed input, run by torch or by another backend
+(`nas_attn.runner`). Non-maximum suppression is not included; the top-k of an end-to-end head is.
 """
 
 import gc
@@ -22,9 +22,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from nas_attn.cost import deployed
 from nas_attn.errors import InputError, StudyError
 from nas_attn.outcome import Latency
+from nas_attn.runner import described, open_runner
 
 Shape = tuple[int, int, int, int]
 """Images, channels, rows, columns."""
@@ -115,9 +115,10 @@ class Gate:
         return gate
 
 
-def environment(device: str = "cpu", *, threads: int) -> dict[str, Any]:
+def environment(device: str = "cpu", *, threads: int, backend: str = "torch") -> dict[str, Any]:
     """What a latency depends on besides model and input, as JSON values; the same from call to call on an unchanged machine."""
     common = {
+        **described(backend, device),
         "device": device,
         "threads": threads,
         "torch": torch.__version__,
@@ -136,6 +137,7 @@ def calibrate(
     *,
     shape: Shape,
     device: str = "cpu",
+    backend: str = "torch",
     threads: int = 1,
     blocks: int = 30,
     runs: int = 30,
@@ -147,13 +149,13 @@ def calibrate(
     It must be called while the machine is quiet. The base stays untouched.
 
     Raises:
-        InputError: fewer than two blocks, no run, or no thread.
+        InputError: fewer than two blocks, no run, no thread, or a backend that cannot measure here.
     """
     _require(blocks, threads)
     if runs < 1:
         raise InputError(f"`runs >= 1` must hold, but got {runs=}; 30 give reliable bounds.")
     rng = random.Random(seed)
-    with _Bench((base, base), shape, device, threads, clock) as bench:
+    with _Bench((base, base), shape, device, threads, clock, backend) as bench:
         plan = bench.warm_up(blocks)
         series = [[row[0] for row in bench.rounds(plan, blocks, rng)] for _ in range(runs)]
     medians = [statistics.median(times) for times in series]
@@ -163,7 +165,7 @@ def calibrate(
         deviation=_percentile_95([abs(median / base_ms - 1.0) for median in medians]),
         iqr=_percentile_95([_relative_iqr(times) for times in series]),
         runs=runs,
-        environment=_where(device, threads, shape),
+        environment=_where(device, threads, shape, backend),
     )
 
 
@@ -174,6 +176,7 @@ def measure(
     gate: Gate,
     shape: Shape,
     device: str = "cpu",
+    backend: str = "torch",
     threads: int = 1,
     blocks: int = 30,
     retries: int = 5,
@@ -188,13 +191,13 @@ def measure(
     times. After that the answer is `ungated`: the median over all attempts, and an interval that encloses those of every attempt.
 
     Raises:
-        InputError: fewer than two blocks, a negative number of retries, no thread.
+        InputError: fewer than two blocks, a negative number of retries, no thread, or a backend that cannot measure here.
         StudyError: the gate was calibrated in another environment or with another input.
     """
     _require(blocks, threads)
     if retries < 0:
         raise InputError(f"`retries >= 0` must hold, but got {retries=}; 0 measures once.")
-    where = _where(device, threads, shape)
+    where = _where(device, threads, shape, backend)
     if dict(gate.environment) != where:
         changed = sorted(k for k in where.keys() | gate.environment.keys() if where.get(k) != gate.environment.get(k))
         raise StudyError(f"A gate must be calibrated where it is used, but {', '.join(changed)} differ; calibrate again.")
@@ -202,7 +205,7 @@ def measure(
         return []
     rng = random.Random(seed)
     attempts: list[list[list[float]]] = []
-    with _Bench((base, *candidates), shape, device, threads, clock) as bench:
+    with _Bench((base, *candidates), shape, device, threads, clock, backend) as bench:
         plan = bench.warm_up(blocks)
         for attempt in range(1 + retries):
             if attempt:
@@ -245,10 +248,9 @@ class _Plan:
 class _Bench:
     """The models side by side on one device, with threads and garbage collection pinned while it is open; number 0 is the base."""
 
-    def __init__(self, models: Sequence[nn.Module], shape: Shape, device: str, threads: int, clock: Clock) -> None:
-        self._device = torch.device(device)
-        self._models = [deployed(model).to(self._device) for model in models]
-        self._image_BCHW = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
+    def __init__(self, models: Sequence[nn.Module], shape: Shape, device: str, threads: int, clock: Clock, backend: str) -> None:
+        image_BCHW = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        self._runners = [open_runner(backend, model, image_BCHW, device, threads) for model in models]
         self._threads = threads
         self._clock = clock
         self._restore: tuple[int, bool] | None = None
@@ -269,7 +271,7 @@ class _Bench:
 
     def warm_up(self, blocks: int) -> list[_Plan]:
         """Run each model until it is steady, and size its blocks."""
-        return [self._warm(i, blocks) for i in range(len(self._models))]
+        return [self._warm(i, blocks) for i in range(len(self._runners))]
 
     def rounds(self, plans: Sequence[_Plan], blocks: int, rng: random.Random) -> list[dict[int, float]]:
         """Milliseconds of one forward pass by model, one mapping a round; a model takes part in as many rounds as its plan says."""
@@ -303,18 +305,14 @@ class _Bench:
         return self._timed(i, forwards)
 
     def _timed(self, i: int, forwards: int) -> float:
-        model = self._models[i]
+        runner = self._runners[i]
         with torch.inference_mode():
-            self._wait_for_device()
+            runner.wait()
             start = self._clock.now_ns()
             for _ in range(forwards):
-                model(self._image_BCHW)
-            self._wait_for_device()
+                runner.run()
+            runner.wait()
             return max(self._clock.now_ns() - start, 1) / forwards / 1e6
-
-    def _wait_for_device(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def _latency(runs: Sequence[Sequence[float]], gate: Gate, quality: str, attempts: int) -> Latency:
@@ -340,8 +338,8 @@ def _require(blocks: int, threads: int) -> None:
         raise InputError(f"`threads >= 1` must hold, but got {threads=}; 1 is the most repeatable.")
 
 
-def _where(device: str, threads: int, shape: Shape) -> dict[str, Any]:
-    return {**environment(device, threads=threads), "image": "x".join(map(str, shape))}
+def _where(device: str, threads: int, shape: Shape, backend: str) -> dict[str, Any]:
+    return {**environment(device, threads=threads, backend=backend), "image": "x".join(map(str, shape))}
 
 
 def _relative_iqr(values: Sequence[float]) -> float:

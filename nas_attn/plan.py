@@ -16,6 +16,7 @@ from nas_attn.document import is_file
 from nas_attn.errors import DataError, InputError, StudyError, TransferError, nearest, shown
 from nas_attn.graph import Graph
 from nas_attn.jobs import rungs_for
+from nas_attn.runner import require_backend
 from nas_attn.sampler import require as require_sampler
 from nas_attn.schedule import check_options
 from nas_attn.setup import Setup, resolved_device, threads
@@ -69,14 +70,24 @@ def require_options(spec: SpaceSpec, folder: Path, *, trials: int, sampler: str,
     """Raises InputError for what a command line asks of a search that no search can do; asked before workers start, which takes long."""
     if trials < 1:
         raise InputError(f"`--trials` must be at least 1, the base, but got {trials}; give e.g. 40.")
-    if pool not in POOLS:
-        raise InputError(f"`--pool` must be ray or inline, but got {shown(pool)}. {nearest(pool, POOLS)}")
+    require_pool(pool, workers)
     require_sampler(sampler)
     rungs_for(spec, fidelity)
+    require_folder("--out", folder)
+
+
+def require_pool(pool: str, workers: int | None) -> None:
+    """Raises InputError for an unknown pool, or too few workers."""
+    if pool not in POOLS:
+        raise InputError(f"`--pool` must be ray or inline, but got {shown(pool)}. {nearest(pool, POOLS)}")
     check_options(workers, None, None)
+
+
+def require_folder(option: str, folder: Path) -> None:
+    """Raises InputError for a folder that cannot be made, because a file stands in its way."""
     holder = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not holder.is_dir():
-        raise InputError(f"`--out` must be a folder, but {holder} is a file; name another.")
+        raise InputError(f"`{option}` must be a folder, but {holder} is a file; name another.")
 
 
 def prepare(
@@ -129,12 +140,18 @@ def prepare(
         data=data.labels_fingerprint(train, scored, found.names, labels),
         fit=spec.base_fit.model_dump(mode="json"),
         latency=spec.latency.model_dump(mode="json"),
-        device=resolved_device(device),
+        device=_measuring_device(spec, device),
         seed=spec.seed,
         imports=tuple(custom.sources()),
         import_folder=str(Path.cwd()) if custom.sources() else "",
     )
     return Plan(spec=spec, space=space, setup=setup, controls=_controls(spec, available), train=train, scored=scored)
+
+
+def _measuring_device(spec: SpaceSpec, name: str) -> str:
+    device = resolved_device(name)
+    require_backend(spec.latency.backend, device)
+    return device
 
 
 def load_setup(folder: Path) -> Setup:

@@ -20,6 +20,9 @@ from nas_attn.space import SearchSpace
 from nas_attn.spec import SpaceSpec
 
 _VERSIONS = ("nas-attn", "ultralytics", "torch")
+_RUNTIMES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+"""The packages that hold a latency backend."""
+_ABSENT = "not installed"
 _LATER = (("average", 1), ("rungs", None))
 _LONG = 400  # characters of a setting that are worth showing when settings differ
 
@@ -38,9 +41,16 @@ def study_settings(
         "space": space.fingerprint(),
         "setup": identity,
         "sampler": sampler,
-        "versions": {name: _version(name) for name in _VERSIONS},
+        "versions": versions(spec.latency.backend),
         **({} if fidelity == "full" else {"fidelity": fidelity}),
     }
+
+
+def versions(backend: str) -> dict[str, str]:
+    """What scores and costs depend on: the code, and the runtime by which latency is measured where that is not torch."""
+    found = {name: _version(name) for name in _VERSIONS}
+    runtimes = [told for name in _RUNTIMES.get(backend, ()) if (told := _version(name)) != _ABSENT]
+    return {**found, **({backend: runtimes[0]} if runtimes else {})}
 
 
 def _settings_of(spec: SpaceSpec) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return _ABSENT
 
 
 def recipe_of(spec: SpaceSpec, setup: Mapping[str, Any], fit: Mapping[str, Any]) -> Recipe:
@@ -130,6 +140,18 @@ def _cost(answer: Mapping[str, Any]) -> Cost | Failure | None:
         values = [*cost.metrics().values(), cost.latency.low, cost.latency.high]
         return cost if all(math.isfinite(value) and value >= 0 for value in values) else None
     return None
+
+
+def excess(cost: Cost, limits: Mapping[str, float]) -> dict[str, float]:
+    """One number a limit, at most 0 where it is kept. A latency ratio is over its bound only if its whole interval is."""
+    values = {**cost.metrics(), "latency_ratio": cost.latency.low}
+    return {name: values[name] - bound for name, bound in limits.items()}
+
+
+def rejection(cost: Cost, limits: Mapping[str, float]) -> Rejected | None:
+    """The first limit that a cost is over."""
+    over = next((name for name, more in excess(cost, limits).items() if more > 0), None)
+    return None if over is None else Rejected(limit=over, value=cost.metrics()[over], bound=limits[over])
 
 
 def read_outcome(text: str) -> Outcome:

@@ -2,9 +2,10 @@
 
 Every write is one storage transaction that may be the last before a kill; what a driver finds at its start is always enough to go on.
 A trial's attributes: `architecture`, `digest`, `recipe`, `cost`, `attempts`, `losses`, `crashes`, `crowded`, `results`, `controls`, `kind`,
-`verdict`.
-The study's attributes: `settings`, `objectives`, `owner`, `command`, `fit`, and `repeats:<number>` for each trial that was trained with
-further seeds after it had been told (`seeds` that were begun, `attempts`, `losses`, `results`), since what was told cannot be changed.
+`verdict`, and `trained`, what its trainings came to where another latency hides that (`nas_attn.derive`).
+The study's attributes: `settings`, `objectives`, `owner`, `command`, `fit`, `derived`, and `repeats:<number>` for each trial that was
+trained with further seeds after it had been told (`seeds` that were begun, `attempts`, `losses`, `results`), since what was told cannot
+be changed.
 All of it is kept once more in files (`nas_attn.ledger`).
 """
 
@@ -37,12 +38,15 @@ from nas_attn.outcome import (
     outcome_to_dict,
     read_outcome_file,
 )
+from nas_attn.protocol import excess
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
 from nas_attn.storage import STORAGE_ERRORS, Storage, unreadable
 
-_REPEATS = "repeats:"
-_FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
+REPEATS = "repeats:"
+STUDY_NOTES = ("command", "derived")
+"""Attributes of a study that a snapshot shows beside its settings."""
+FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
 
 
 class Record:
@@ -226,11 +230,8 @@ class Record:
                 file.unlink(missing_ok=True)
 
     def constraints(self, cost: Cost | None) -> dict[str, float]:
-        """One number a limit, at most 0 where it is kept. A latency ratio is over its bound only if its whole interval is."""
-        if cost is None:
-            return {}
-        values = {**cost.metrics(), "latency_ratio": cost.latency.low}
-        return {name: values[name] - bound for name, bound in self._limits.items()}
+        """One number a limit, at most 0 where it is kept; none where nothing is known of the cost."""
+        return {} if cost is None else excess(cost, self._limits)
 
     def tell(self, number: int, verdict: Outcome) -> bool:
         """Ends a trial: attributes, then every constraint, then the state; a kill in between leaves it RUNNING, to be told again.
@@ -244,7 +245,7 @@ class Record:
         if trial.state != "RUNNING":
             return False
         values = self._values(trial, verdict) if isinstance(verdict, Measured) else None
-        state, constraints = _FINISHED[kind(verdict)], self.constraints(trial.cost)
+        state, constraints = FINISHED[kind(verdict)], self.constraints(trial.cost)
         self._stored.set_attribute(number, "kind", kind(verdict))
         self._stored.set_attribute(number, "verdict", outcome_to_dict(verdict))
         self._stored.finish(number, state, values, constraints)
@@ -277,7 +278,7 @@ class Record:
 
     def _keep_repeats(self, number: int, **changes: Any) -> None:
         entry = {**self._repeats.get(number, {}), **changes}
-        self._stored.set_study_attribute(f"{_REPEATS}{number}", entry)
+        self._stored.set_study_attribute(f"{REPEATS}{number}", entry)
         self._repeats[number] = entry
 
     def _add(self, architecture: Architecture, recipe: Recipe, system: Mapping[str, Any]) -> Trial:
@@ -321,7 +322,7 @@ def _snapshot(storage: Storage) -> Snapshot:
         folder=storage.folder,
         name=storage.study.study_name,
         objectives=objectives,
-        settings={**attributes["settings"], **{name: attributes[name] for name in ("command",) if name in attributes}},
+        settings={**attributes["settings"], **{name: attributes[name] for name in STUDY_NOTES if name in attributes}},
         fit=attributes.get("fit"),
         trials=tuple(_trial(frozen, objectives, repeats) for frozen in storage.study.get_trials(deepcopy=False)),
     )
@@ -329,7 +330,7 @@ def _snapshot(storage: Storage) -> Snapshot:
 
 def _repeats(storage: Storage) -> dict[int, dict[str, Any]]:
     attributes = storage.study.user_attrs
-    return {int(name.removeprefix(_REPEATS)): value for name, value in attributes.items() if name.startswith(_REPEATS)}
+    return {int(name.removeprefix(REPEATS)): value for name, value in attributes.items() if name.startswith(REPEATS)}
 
 
 def _with_repeats(trial: Trial, further: Sequence[tuple[Job, Outcome]]) -> Trial:

@@ -181,6 +181,7 @@ def _context(snapshot: Snapshot, believed: Posterior | None) -> dict[str, Any]:
         "gated": [r for r in rows if r["gates"]],
         "moved": MOVED,
         "latency": _latency(rows, trials),
+        "derived": snapshot.settings.get("derived"),
         "lost": [r for r in rows if r["kind"] in ("failure", "rejected", "stopped")],
         "settings": _masked(json.dumps(snapshot.settings, indent=2, default=str, ensure_ascii=False)),
         "codes": sorted({job.recipe.code for t in snapshot.trials for job, _ in t.results}),

@@ -113,9 +113,11 @@ class Proxy(Schedule):
 
 
 class Timing(_Section):
-    """How latency is measured: image size in pixels, batch, interleaved blocks, quiet runs of the base before, repeats of unquiet ones."""
+    """How latency is measured: by which runtime, image size in pixels, batch, interleaved blocks, quiet runs of the base before, repeats of
+    unquiet ones.
+    """
 
-    backend: Literal["torch"] = "torch"
+    backend: Literal["torch", "onnxruntime"] = "torch"
     imgsz: Pixels = 160
     batch: Count = 1
     blocks: Annotated[int, Field(strict=True, ge=2)] = 30

@@ -48,6 +48,7 @@ def test_nodes_that_are_alike_are_accepted(prepared):
     [
         (told(missing=3, first="/data/7.png"), r"two lacks 3 of 32 images, /data/7\.png first; copy or mount"),
         (told(equal=False), "two has other labels or image sizes"),
+        (told(backend="ONNX Runtime is gone."), r"two cannot measure: ONNX Runtime is gone\."),
         (told(code="ultralytics 1.0"), r"two has ultralytics 1\.0 where this driver has nas-attn .*; install the same"),
         (lambda _: Done("two", None, "worker died: out of memory"), "on two: worker died: out of memory"),
     ],
@@ -55,6 +56,14 @@ def test_nodes_that_are_alike_are_accepted(prepared):
 def test_a_node_that_differs_is_named_with_what_it_lacks(prepared, second, message):
     with pytest.raises(InputError, match=message):
         nodes.check(Nodes(second), prepared)
+
+
+def test_work_that_reads_no_image_asks_for_code_and_backend_only(prepared):
+    nodes.check_code(Nodes(told(missing=3, first="/data/7.png", equal=False)), prepared.setup)
+    with pytest.raises(InputError, match=r"same code, but two has ultralytics 1\.0"):
+        nodes.check_code(Nodes(told(code="ultralytics 1.0")), prepared.setup)
+    with pytest.raises(InputError, match="two cannot measure: no provider"):
+        nodes.check_code(Nodes(told(backend="no provider")), prepared.setup)
 
 
 def test_a_node_tells_what_it_lacks(prepared, digits):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from nas_attn.errors import NasAttnError
 from nas_attn.outcome import Failure, Rejected, Stopped, Trial, outcome_to_dict
 from nas_attn.protocol import (
     deadline_s,
+    excess,
     halted,
     job_key,
     lost_failure,
@@ -21,11 +23,12 @@ from nas_attn.protocol import (
     read_fit,
     read_outcome,
     recipe_of,
+    rejection,
     study_settings,
     words,
     worn_out,
 )
-from nas_attn.spec import SpaceSpec
+from nas_attn.spec import SpaceSpec, Timing
 
 FIT = {"fingerprint": "b" * 12, "data": "d" * 12, "code": "versions"}
 
@@ -39,6 +42,28 @@ def test_a_recipe_holds_the_whole_proxy_and_what_the_fit_stands_for():
     assert recipe_of(_spec(mosaic=0.5, degrees=1.0), {}, FIT) == replace(RECIPE, args=(("degrees", 1.0), ("mosaic", 0.5)))
     assert recipe_of(_spec(average=3), {}, FIT) == replace(RECIPE, average=3)
     assert recipe_of(_spec(epochs=2, lr0=0.01), {"score_on": "val"}, FIT) == replace(RECIPE, epochs=2, lr0=0.01, score_on="val")
+
+
+def test_settings_name_the_runtime_of_latencies_and_those_of_torch_are_what_they_were():
+    def settings(backend):
+        return study_settings(Path("/a"), _spec().model_copy(update={"latency": Timing(backend=backend)}), space(), {}, "tpe")
+
+    ours, theirs = settings("torch"), settings("onnxruntime")
+    assert ours["spec"]["latency"]["backend"] == "torch"  # as in studies of the time when there was no other
+    assert theirs["spec"]["latency"]["backend"] == "onnxruntime"
+    assert theirs["versions"].pop("onnxruntime") == version("onnxruntime")
+    assert ours["versions"] == theirs["versions"]
+
+
+def test_a_cost_is_over_a_limit_only_if_its_whole_interval_is():
+    near = replace(cost(1.31), latency=replace(cost(1.31).latency, low=1.29))
+    assert excess(near, {"latency_ratio": 1.3, "params_m": 4.0}) == {
+        "latency_ratio": pytest.approx(-0.01),
+        "params_m": pytest.approx(near.params_m - 4),
+    }
+    assert rejection(near, {"latency_ratio": 1.3}) is None
+    assert rejection(cost(1.5), {"params_m": 0.1, "latency_ratio": 1.3}).limit == "params_m"
+    assert rejection(cost(1.5), {"latency_ratio": 1.3}) == Rejected(limit="latency_ratio", value=1.5, bound=1.3)
 
 
 def test_settings_do_not_depend_on_where_the_study_lies():

@@ -187,7 +187,7 @@ def test_specs_cannot_be_changed() -> None:
         ({"proxy": {"optimizer": "auto"}}, "proxy.optimizer: must be one optimizer, but got 'auto'"),
         ({"proxy": {"scale": [0.5, 0.9]}}, "proxy.scale: must be a number, a word, true or false, but got [0.5, 0.9]; write one value."),
         ({"proxy": {"box": float("nan")}}, "proxy.box: must be a number, a word, true or false, but got nan"),
-        ({"latency": {"backend": "tensorrt"}}, "latency.backend: must be 'torch', but got 'tensorrt'; write e.g. torch."),
+        ({"latency": {"backend": "tensorrt"}}, "latency.backend: must be 'torch' or 'onnxruntime', but got 'tensorrt'; write e.g. torch."),
         ({"latency": {"block": 30}}, "latency.block: must be a known key. Did you mean 'blocks'? Known: backend, "),
         ({"latency": {"blocks": 1}}, "latency.blocks: must be greater than or equal to 2, but got 1; write e.g. 30."),
         ({"controls": 1}, "controls: must be true or false, but got 1; write e.g. true."),
