@@ -1,4 +1,4 @@
-"""Whether every node of a pool has what a search needs, asked before anything is trained: the images and labels, and the same code."""
+"""Whether every node of a pool has what a search needs, asked before it trains anything: the images and labels, and the same code."""
 
 import json
 from dataclasses import asdict
@@ -6,22 +6,27 @@ from dataclasses import asdict
 from nas_attn.errors import InputError
 from nas_attn.plan import Plan
 from nas_attn.setup import code_version
-from nas_attn.work import Pool
+from nas_attn.work import Done, Pool
 
 
 def check(pool: Pool, plan: Plan) -> None:
-    """Asks one worker of each node.
+    """Asks one worker of each node, and from then on each node that joins.
 
     Raises:
         InputError: a node without some of the images, with other labels, or with other versions of the code; it is named.
     """
+    images = len(plan.train) + len(plan.scored)
     payload = json.dumps({"setup": asdict(plan.setup), "train": plan.train, "scored": plan.scored})
     for node, done in pool.everywhere("check", payload):
-        if done.result is None:
-            raise InputError(f"Every node must be able to read the data set, but on {node}: {done.lost}")
-        wrong = _wrong(json.loads(done.result), len(plan.train) + len(plan.scored))
+        wrong = _judged(done, images)
         if wrong:
             raise InputError(f"Every node must have the same data set and code, but {node} {wrong}")
+    pool.require("check", payload, lambda done: _judged(done, images))
+
+
+def _judged(done: Done, images: int) -> str | None:
+    """What is wrong with a node, from its answer."""
+    return f"cannot read the data set: {done.lost}" if done.result is None else _wrong(json.loads(done.result), images)
 
 
 def _wrong(told: dict[str, object], images: int) -> str | None:

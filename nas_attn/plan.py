@@ -88,8 +88,9 @@ def prepare(
     weights: Path | None = None,
     device: str = "auto",
     score_on: str = "search_val",
+    elsewhere: bool = False,
 ) -> Plan:
-    """Resolve a space on its base and a data set, for a study in `folder`; nothing is written yet.
+    """Resolve a space on its base and a data set, for a study in `folder`; nothing is written yet. `elsewhere`: not this machine trains.
 
     Raises:
         InputError: a data set, base, site, device or weights that cannot be used; the message says which and what would be right.
@@ -129,7 +130,7 @@ def prepare(
         data=data.labels_fingerprint(train, scored, found.names, labels),
         fit=spec.base_fit.model_dump(mode="json"),
         latency=spec.latency.model_dump(mode="json"),
-        device=resolved_device(device),
+        device=resolved_device(device, elsewhere),
         seed=spec.seed,
         imports=tuple(custom.sources()),
         import_folder=str(Path.cwd()) if custom.sources() else "",

@@ -168,6 +168,7 @@ class _Driver:
             self.emit("fit", "fitting the base to the data")
             self.record.save_fit(self._fitted())
             self.emit("fitted", "the base is fitted")
+        self.flights.need(self.record.fit or {}, self.spec.proxy.model_dump())
 
     def _fitted(self) -> Mapping[str, Any]:
         for attempt in range(1, MAX_LOSSES + 1):
