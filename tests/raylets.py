@@ -65,18 +65,21 @@ def autoscaled(most: int, idle_s: float, **variables: str) -> Iterator[Raylets]:
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
         port = _free_port()
-        nodes = {"head": {"resources": {}, "max_workers": 0}, "worker": {"resources": {"CPU": 1, "object_store_memory": STORE_BYTES}}}
+        head, worker = {"resources": {}, "max_workers": 0}, {"resources": {"CPU": 1, "object_store_memory": STORE_BYTES}}
+        nodes = {"ray.head.default": head, "worker": worker}
         config = {
             "cluster_name": "nas-attn",
             "provider": {
                 "type": "fake_multinode",
                 "gcs_address": f"127.0.0.1:{port}",
                 "foreground_node_launch": True,
-                **dict.fromkeys(("disable_node_updaters", "disable_launch_config_check"), True),
+                **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),
                 "worker_liveness_check": False,
             },
-            "available_node_types": {name: {"node_config": {}, "min_workers": 0, "max_workers": most, **kind} for name, kind in nodes.items()},
-            "head_node_type": "head",
+            "available_node_types": {
+                name: {"node_config": {}, "min_workers": 0, "max_workers": most, **kind} for name, kind in nodes.items()
+            },
+            "head_node_type": "ray.head.default",
             "max_workers": most,
             "idle_timeout_minutes": idle_s / 60,
             "upscaling_speed": 1.0,
