@@ -238,7 +238,7 @@ class RayPool(Pool):
         slot.task, slot.since, slot.placed, slot.barred = None, time.monotonic(), not slot.anywhere, False
         slot.ref = slot.actor.start.remote() if slot.placed else slot.actor.__ray_ready__.remote()
         if slot.anywhere:
-            slot.node = slot.name = ""
+            slot.node, slot.name, slot.devices = "", "", frozenset()
             self._seating.choose_measuring()
 
     def _dispatch(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nas_attn.admission import Admission
+from nas_attn.admission import MARK, Admission
 from nas_attn.errors import PoolError
 from nas_attn.schedule import Plan, Seat, floor4
 from nas_attn.seats import IDLE_S, Standing, closing, measuring, opening, seats_a_gpu, surplus
@@ -52,7 +52,8 @@ class Slot:
     def standing(self, now: float) -> Standing:
         """This worker as the rules of `seats` see it, at a time of the monotonic clock."""
         there = self.actor is not None and self.placed
-        state = "closed" if self.actor is None else "coming" if not self.placed else "idle" if self.ref is None else "busy"
+        begins = self.ref is not None and (self.task is None or self.task.key.startswith(MARK))
+        state = "closed" if self.actor is None else "coming" if begins else "idle" if self.ref is None else "busy"
         return Standing("barred" if self.barred and there else state, now - self.since, self.alone and there)
 
     def limit_s(self, start_s: float) -> float:
@@ -143,8 +144,8 @@ class Seating:
         self._kind = self._kind or next((slot.kind for slot in there if slot.node == found), "")
         for slot in self.slots:
             slot.alone = found is not None and slot.node == found
-        if found is None and self._kind:
-            self._say(f"latency is measured on {self._kind} alone, but no such node has a worker: measurements wait for one")
+        if found is None and (self._kind or self._latency_node):
+            self._say(f"latency is measured on {self._kind or self._latency_node} alone, but no worker is there: measurements wait for one")
         elif before and found != before:
             self._say(f"latency is measured on {next(slot.name for slot in there if slot.node == found)} from now on, which is alike")
 

@@ -95,10 +95,14 @@ def test_seats_are_taken_as_work_waits() -> None:
     assert seating.first() == seating.slots[:1]
     begin(seating, seating.slots[0], "1")
     assert not seating.slots[0].alone, "latency waits for the node that the user named"
+    assert heard[-1] == "latency is measured on host-2 alone, but no worker is there: measurements wait for one"
     train, measure = Task("a", "train", "{}"), Task("b", "measure", "{}", exclusive=True)
     taken, _ = seating.changes([measure], time.monotonic())
     assert taken == []  # an idle worker is there, if on another node: a second would wait beside it
-    seating.slots[0].ref = "busy"
+    seating.slots[0].ref = "what it is asked"
+    seating.slots[0].task = Task("node/1", "check", "{}")
+    assert seating.changes([train], time.monotonic()) == ([], []), "a worker that begins is one that was asked for"
+    seating.slots[0].task = train
     taken, _ = seating.changes([train, train, train, measure], time.monotonic())
     assert taken == seating.slots[1:]
     begin(seating, seating.slots[1], "2")
