@@ -17,7 +17,7 @@ from pathlib import Path
 from nas_attn import cluster
 
 RAY = Path(sys.executable).with_name("ray")
-STARTED_S, ENDED_S = 60.0, 20.0
+STARTED_S, ENDED_S = 120.0, 20.0
 STORE_BYTES = 100 * 10**6
 
 
