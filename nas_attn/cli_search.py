@@ -27,6 +27,10 @@ def search(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
     pool: Annotated[str, typer.Option(help="ray (warm workers) or inline (this process).")] = "ray",
     workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
+    max_workers: Annotated[
+        int | None, typer.Option(help="With --address: ask the cluster's autoscaler for up to so many workers, as work waits.")
+    ] = None,
+    cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs a worker; default: from the machine.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
     latency_node: Annotated[str | None, typer.Option(help="The node on which latency is measured: host name or address.")] = None,
     sampler: Annotated[str, typer.Option(help="model, tpe, nsga2 or random.")] = "model",
@@ -52,11 +56,26 @@ def search(
         return
     spec = SpaceSpec.load(space)
     plan.require_options(spec, out, trials=trials, sampler=sampler, fidelity=fidelity, pool=pool, workers=workers)
-    prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on)
+    prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on, elsewhere=bool(address))
     share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
+    if max_workers is not None and share is None:
+        share = 1.0  # what to ask an autoscaler for can't be learned from nodes that are not there yet
     extra = {"fidelity": fidelity if fidelity != "full" else None, "repeats": repeats or None}
-    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address, folder=out, latency_node=latency_node)
-    with opened as running, Watch(console) as watch:
+    with (
+        Watch(console) as watch,
+        open_pool(
+            pool,
+            TARGET,
+            workers=workers,
+            gpus_per_worker=share,
+            address=address,
+            folder=out,
+            latency_node=latency_node,
+            cpus_per_worker=cpus_per_worker,
+            max_workers=max_workers,
+            tell=watch.note,
+        ) as running,
+    ):
         nodes.check(running, prepared)
         snapshot = study.run(
             out,

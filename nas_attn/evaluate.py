@@ -51,11 +51,18 @@ def serve(kind: str, payload: str) -> str:
 
 def check(setup: Setup, train: Sequence[str], scored: Sequence[str]) -> dict[str, Any]:
     """What this machine has of what a search needs: how many images are `missing`, the first of them, whether labels are `equal` to the
-    driver's, the versions of the `code`, and what keeps it from measuring latency with the study's `backend`, if anything.
+    driver's, the versions of the `code`, what keeps it from measuring latency with the study's `backend`, if anything, and the free memory
+    of a GPU (None on a CPU).
     """
     missing = [image for image in (*train, *scored) if not Path(image).is_file()]
-    found = {"missing": len(missing), "first": missing[0] if missing else None, "code": code_version(), "backend": _backend(setup)}
-    return {**found, "equal": not missing and labels_fingerprint(train, scored, setup.names) == setup.data}
+    memory_mib = torch.cuda.mem_get_info()[0] / (1 << 20) if setup.device != "cpu" else None
+    found: dict[str, Any] = {
+        "missing": len(missing),
+        "first": missing[0] if missing else None,
+        "code": code_version(),
+        "backend": _backend(setup),
+    }
+    return {**found, "memory_mib": memory_mib, "equal": not missing and labels_fingerprint(train, scored, setup.names) == setup.data}
 
 
 def _backend(setup: Setup) -> str | None:
@@ -221,6 +228,7 @@ def _keep_fit(
         "seconds": trained.train_seconds if trained else 0.0,
         "new_tensors": list(new_tensors),
         "device": _device_name(setup.device),
+        "peak_memory_mib": trained.peak_memory_mib if trained else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "weights.pt", lambda file: torch.save(dict(state), file))

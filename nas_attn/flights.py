@@ -10,6 +10,7 @@ from nas_attn.architecture import Architecture
 from nas_attn.errors import PoolError
 from nas_attn.outcome import CHECKPOINT, Job
 from nas_attn.protocol import job_key
+from nas_attn.seats import memory_need_mib
 from nas_attn.work import Done, Pool, Task
 
 
@@ -50,6 +51,10 @@ class Flights:
     def idle(self) -> bool:
         """Whether a worker is free for a training."""
         return len(self.trainings) < self.slots
+
+    def need(self, fit: Mapping[str, Any], proxy: Mapping[str, Any]) -> None:
+        """Tells the pool how much of a GPU's memory each training is planned with, now that the base is fitted."""
+        self._pool.need(memory_need_mib(fit, self._setup.get("fit", {}), proxy))
 
     def holds(self, number: int) -> bool:
         """Whether any task of a trial is under way."""

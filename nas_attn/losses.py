@@ -75,3 +75,9 @@ def pause_s(times: int, reason: str) -> float:
     if times > len(PAUSES_S):
         raise NasAttnError(f"{reason}; waited {sum(PAUSES_S) / 60:.0f} min for it: bring it back, then run the same command.")
     return PAUSES_S[times - 1]
+
+
+def reason_of(error: Exception) -> str:
+    """The part of Ray's message that tells why, on one line."""
+    text = " ".join(str(getattr(error, "cause", None) or error).split())
+    return (text.partition("Worker exit detail: ")[2] or text)[:400]

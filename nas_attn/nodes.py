@@ -1,25 +1,25 @@
-"""Whether every node of a pool has what a search needs, asked before anything is trained: images and labels, the same code, the backend."""
+"""Whether every node of a pool has what a search needs, asked before it trains anything: images and labels, the same code, the backend."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from nas_attn.errors import InputError
 from nas_attn.plan import Plan
 from nas_attn.setup import Setup, code_version
-from nas_attn.work import Pool
+from nas_attn.work import Done, Pool
+
+Told = dict[str, object]
 
 
 def check(pool: Pool, plan: Plan) -> None:
-    """Asks one worker of each node.
+    """Asks one worker of each node, and from then on each node that joins.
 
     Raises:
         InputError: a node without some of the images, with other labels or versions of the code, or without the latency backend.
     """
-    for node, told in _ask(pool, plan.setup, plan.train, plan.scored):
-        wrong = _wrong(told) or _wrong_data(told, len(plan.train) + len(plan.scored))
-        if wrong:
-            raise InputError(f"Every node must have the same data set and code, but {node} {wrong}")
+    images = len(plan.train) + len(plan.scored)
+    _ask(pool, plan.setup, plan.train, plan.scored, "data set and code", lambda told: _wrong(told) or _wrong_data(told, images))
 
 
 def check_code(pool: Pool, setup: Setup) -> None:
@@ -28,30 +28,30 @@ def check_code(pool: Pool, setup: Setup) -> None:
     Raises:
         InputError: a node with other versions of the code, or without the latency backend.
     """
-    for node, told in _ask(pool, setup, (), ()):
-        wrong = _wrong(told)
-        if wrong:
-            raise InputError(f"Every node must have the same code, but {node} {wrong}")
+    _ask(pool, setup, (), (), "code", _wrong)
 
 
-def _ask(pool: Pool, setup: Setup, train: Sequence[str], scored: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
+def _ask(pool: Pool, setup: Setup, train: Sequence[str], scored: Sequence[str], what: str, wrong: Callable[[Told], str | None]) -> None:
     payload = json.dumps({"setup": asdict(setup), "train": train, "scored": scored})
-    answers = []
+
+    def judged(done: Done) -> str | None:
+        return f"cannot read the data set: {done.lost}" if done.result is None else wrong(json.loads(done.result))
+
     for node, done in pool.everywhere("check", payload):
-        if done.result is None:
-            raise InputError(f"Every node must be able to read the data set, but on {node}: {done.lost}")
-        answers.append((node, json.loads(done.result)))
-    return answers
+        reason = judged(done)
+        if reason:
+            raise InputError(f"Every node must have the same {what}, but {node} {reason}")
+    pool.require("check", payload, judged)
 
 
-def _wrong(told: dict[str, object]) -> str | None:
+def _wrong(told: Told) -> str | None:
     ours = code_version()
     if told["code"] != ours:
         return f"has {told['code']} where this driver has {ours}; install the same versions there."
     return f"cannot measure: {told['backend']}" if told["backend"] else None
 
 
-def _wrong_data(told: dict[str, object], images: int) -> str | None:
+def _wrong_data(told: Told, images: int) -> str | None:
     if told["missing"]:
         return f"lacks {told['missing']} of {images} images, {told['first']} first; copy or mount the data set to the same path there."
     return None if told["equal"] else "has other labels or image sizes than this driver; copy the data set there once more."

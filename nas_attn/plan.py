@@ -99,8 +99,9 @@ def prepare(
     weights: Path | None = None,
     device: str = "auto",
     score_on: str = "search_val",
+    elsewhere: bool = False,
 ) -> Plan:
-    """Resolve a space on its base and a data set, for a study in `folder`; nothing is written yet.
+    """Resolve a space on its base and a data set, for a study in `folder`; nothing is written yet. `elsewhere`: not this machine trains.
 
     Raises:
         InputError: a data set, base, site, device or weights that cannot be used; the message says which and what would be right.
@@ -140,7 +141,7 @@ def prepare(
         data=data.labels_fingerprint(train, scored, found.names, labels),
         fit=spec.base_fit.model_dump(mode="json"),
         latency=spec.latency.model_dump(mode="json"),
-        device=_measuring_device(spec, device),
+        device=_measuring_device(spec, device, elsewhere),
         seed=spec.seed,
         imports=tuple(custom.sources()),
         import_folder=str(Path.cwd()) if custom.sources() else "",
@@ -148,9 +149,10 @@ def prepare(
     return Plan(spec=spec, space=space, setup=setup, controls=_controls(spec, available), train=train, scored=scored)
 
 
-def _measuring_device(spec: SpaceSpec, name: str) -> str:
-    device = resolved_device(name)
-    require_backend(spec.latency.backend, device)
+def _measuring_device(spec: SpaceSpec, name: str, elsewhere: bool) -> str:
+    device = resolved_device(name, elsewhere)
+    if not elsewhere:  # every node is asked for it
+        require_backend(spec.latency.backend, device)
     return device
 
 

@@ -11,23 +11,23 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nas_attn.admission import DEADLINE_S, MARK, Judge
 from nas_attn.carry import deliver, leave_mark, needed
 from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
-from nas_attn.losses import cause_of
+from nas_attn.losses import cause_of, reason_of
 from nas_attn.porters import Porters
-from nas_attn.schedule import Plan, Seat, assign, available_cpus, check_options, measuring_node, plan_cluster
+from nas_attn.schedule import assign, available_cpus, check_options, measuring_node, plan_cluster, unit_plan
+from nas_attn.seating import Seating, Slot
 from nas_attn.work import UNFIT, Done, Pool, Task, answer, import_target, require_open
 from nas_attn.worker import Worker
 
 START_TIMEOUT_S = 180.0
 _START_FAILURES = 3
-EVERYWHERE_S = 1800.0
 POLL_S = 1.0
 """How often a waiting driver looks whether it was told to end."""
 WATCH_S = 2.0
@@ -47,11 +47,15 @@ def open_pool(
     threads: int | None = None,
     folder: Path | None = None,
     latency_node: str | None = None,
+    cpus_per_worker: float | None = None,
+    max_workers: int | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Pool:
     """The pool that `kind` names (`ray` or `inline`), serving `target` (`module:function`, from kind and JSON payload to JSON).
 
     `folder` is the study's; its files travel to workers that do not see it. Exclusive tasks run on `latency_node` (host name, address or
-    identity of a node), or else on the first node that has workers.
+    identity of a node), or else on the first node that has workers. With `max_workers` workers are asked for as work waits and given up
+    as it does not, so that an autoscaler brings and takes nodes. `tell` hears what becomes of nodes.
 
     Raises:
         InputError: an unknown kind or an impossible number.
@@ -60,7 +64,9 @@ def open_pool(
     if kind == "inline":
         return InlinePool(target)
     if kind == "ray":
-        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node)
+        return RayPool(
+            target, workers, gpus_per_worker, address, threads, folder, latency_node, cpus_per_worker, max_workers, tell or (lambda _: None)
+        )
     raise InputError(f"A pool is `ray` or `inline`, but got {kind!r}. {nearest(kind, ('ray', 'inline'))}")
 
 
@@ -98,45 +104,16 @@ class InlinePool(Pool):
         require_open(self._closed)
         return [("this machine", Done("here", *answer(self._serve, kind, payload)))]
 
+    def require(self, kind: str, payload: str, judge: Judge) -> None:
+        """No node joins this one."""
+
+    def need(self, memory_mib: float) -> None:
+        """One task at a time is the least there can be."""
+
     def close(self) -> None:
         """Drop what is queued."""
         self._closed = True
         self._queue.clear()
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A worker as the driver sees it: `ref` is what Ray owes us, the answer to `task` or, with no task, to `start`."""
-
-    plan: Plan
-    node: str
-    alone: bool = True
-    """Whether exclusive tasks may run here."""
-    name: str = ""
-    annex: str = ""
-    """The worker's private folder, where it does not see the study's."""
-    leaving: bool = False
-    """Whether its node has said that it will go."""
-    actor: Any = None
-    ref: Any = None
-    task: Task | None = None
-    since: float = 0.0
-    salvaged: float = 0.0
-    devices: frozenset[str] = frozenset()
-    failures: int = 0
-
-    def seat(self) -> Seat:
-        """This worker at the gate. One that fails to start again and again no longer keeps a device from exclusive work."""
-        if self.ref is None:
-            return Seat(self.devices, "absent" if self.leaving else "idle", self.alone)
-        if self.task is not None:
-            return Seat(self.devices, "exclusive" if self.task.exclusive else "busy", self.alone)
-        return Seat(self.devices, "absent" if self.failures else "starting", self.alone)
-
-    def limit_s(self) -> float:
-        """When what is owed is overdue, on the monotonic clock."""
-        seconds = START_TIMEOUT_S if self.task is None else self.task.deadline_s
-        return math.inf if seconds is None or self.ref is None else self.since + seconds
 
 
 class RayPool(Pool):
@@ -160,23 +137,31 @@ class RayPool(Pool):
         threads: int | None = None,
         folder: Path | None = None,
         latency_node: str | None = None,
+        cpus_per_worker: float | None = None,
+        max_workers: int | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        check_options(workers, gpus_per_worker, threads)
+        check_options(workers, gpus_per_worker, threads, cpus_per_worker, max_workers)
+        if max_workers is not None and not address:
+            raise InputError("`--max-workers` lets a cluster's autoscaler bring nodes, so it needs `--address`; use --workers here.")
         self._target = target
         self._folder = folder.resolve() if folder is not None else None
         self._mark = leave_mark(self._folder) if self._folder is not None else ""
         self._shipped: dict[str, tuple[tuple[int, int], Any]] = {}
         self._environment = _QUIET | ({"CUDA_VISIBLE_DEVICES": ""} if gpus_per_worker == 0 else {})
         self._queue: deque[Task] = deque()
-        self._slots: list[_Slot] = []
+        self._seating, self._asked_cpus = Seating(tell, latency_node), cpus_per_worker
+        self._answers: dict[str, Done] = {}
         self._cluster, self._porters = Cluster(), Porters(self._folder)
         self._watched = 0.0
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
             nodes = self._cluster.join(address) if address else self._cluster.start(available_cpus())
-            seats = plan_cluster(nodes, workers, gpus_per_worker, threads)
-            self._measuring = measuring_node(nodes, [node for _, node in seats], latency_node)
-            self._slots = [_Slot(plan, node, alone=node == self._measuring) for plan, node in seats]
+            if max_workers is None:
+                seats = plan_cluster(nodes, workers, gpus_per_worker, threads, cpus_per_worker)
+                self._seating.plan(seats, measuring_node(nodes, [node for _, node in seats], latency_node))
+            else:
+                self._seating.stretch(unit_plan(gpus_per_worker, threads, cpus_per_worker), max_workers)
             self._start_all()
         except BaseException:
             self.close()
@@ -184,8 +169,12 @@ class RayPool(Pool):
 
     @property
     def slots(self) -> int:
-        """How many workers there are."""
-        return len(self._slots)
+        """How many workers there are; with `max_workers`, how many there may be."""
+        return self._seating.open
+
+    @property
+    def _slots(self) -> list[Slot]:
+        return self._seating.slots
 
     @property
     def address(self) -> str:
@@ -231,30 +220,35 @@ class RayPool(Pool):
                 self._queue.clear()
 
     def _start_all(self) -> None:
-        for slot in self._slots:
+        for slot in self._seating.first():
             self._start(slot)
         while any(slot.ref is not None for slot in self._slots):
             check_interrupt()
             self._collect(time.monotonic() + POLL_S)
         self._warm = True
 
-    def _start(self, slot: _Slot) -> None:
+    def _start(self, slot: Slot) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         plan = slot.plan
         actor = ray.remote(
-            num_cpus=min(plan.cpus_per_worker, plan.threads) if self._joined else plan.cpus_per_worker,  # others may share that cluster
+            # On a cluster that was joined, a worker asks for no more than it computes with: others may share it.
+            num_cpus=min(plan.cpus_per_worker, plan.threads) if self._joined and not self._asked_cpus else plan.cpus_per_worker,
             num_gpus=plan.gpus_per_worker,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=True),
+            scheduling_strategy="DEFAULT" if slot.anywhere else NodeAffinitySchedulingStrategy(slot.node, soft=True),
         )(Worker)
         threads = str(plan.threads)
         environment = self._environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         slot.actor = actor.remote(self._target, environment, None if self._folder is None else str(self._folder), self._mark)
-        slot.task, slot.since, slot.ref = None, time.monotonic(), slot.actor.start.remote()
+        slot.task, slot.since, slot.placed, slot.barred = None, time.monotonic(), not slot.anywhere, False
+        slot.ref = slot.actor.start.remote() if slot.placed else slot.actor.__ray_ready__.remote()
+        if slot.anywhere:
+            slot.node, slot.name, slot.devices = "", "", frozenset()
+            self._seating.choose_measuring()
 
     def _watch(self) -> None:
         """Looks which nodes are about to go: what is idle there begins anew elsewhere, what trains there is fetched as far as it came."""
@@ -268,7 +262,7 @@ class RayPool(Pool):
             if slot.annex and slot.task is not None and (slot.leaving > known or now - slot.salvaged > SALVAGE_S):
                 slot.salvaged = now
                 self._porters.ask(slot.node, slot.annex)
-            elif slot.leaving and slot.ref is None:
+            elif slot.leaving and slot.ref is None and slot.actor is not None:
                 self._replace(slot, "its node is about to go", "preempted")
         self._porters.collect()
 
@@ -279,8 +273,14 @@ class RayPool(Pool):
             self._hand_over(self._slots[seat], tasks[place])
         started = {place for place, _ in pairs}
         self._queue = deque(task for place, task in enumerate(tasks) if place not in started)
+        taken, given_up = self._seating.changes(self._queue, time.monotonic())
+        for slot in taken:
+            self._start(slot)
+        for slot in (*given_up, *self._seating.spare()):
+            _kill(slot)
+            slot.empty(time.monotonic())
 
-    def _hand_over(self, slot: _Slot, task: Task) -> None:
+    def _hand_over(self, slot: Slot, task: Task) -> None:
         paths = needed(task.payload, self._folder, task.needs) if slot.annex and self._folder is not None else ()
         slot.task, slot.since = task, time.monotonic()
         slot.salvaged = slot.since
@@ -301,14 +301,25 @@ class RayPool(Pool):
         require_open(self._closed)
         if self._queue or any(slot.ref is not None for slot in self._slots):
             raise PoolError("A pool asks all of its nodes only while nothing else is under way; wait for what was submitted.")
-        names = {slot.node: slot.name for slot in self._slots}
-        for slot in {slot.node: slot for slot in self._slots}.values():
-            self._hand_over(slot, Task(slot.node, kind, payload, deadline_s=EVERYWHERE_S))
+        names = {node: slot.name for node, slot in self._seating.present().items()}
+        for slot in self._seating.present().values():
+            self._hand_over(slot, Task(slot.node, kind, payload, deadline_s=DEADLINE_S))
         done: list[Done] = []
         while len(done) < len(names):
             check_interrupt()
             done += self._collect(time.monotonic() + POLL_S)
+        self._answers = {one.key: one for one in done}
         return [(names[one.key], one) for one in sorted(done, key=lambda one: list(names).index(one.key))]
+
+    def require(self, kind: str, payload: str, judge: Judge) -> None:
+        """From now on, ask each node that joins before it gets work; those that are there have answered to `everywhere`."""
+        self._seating.admission.question = (kind, payload, judge)
+        for node, done in self._answers.items():
+            self._seating.admission.hear(node, done.result, done.lost)
+
+    def need(self, memory_mib: float) -> None:
+        """Give up workers for which a GPU has no memory, each task taking so much."""
+        self._seating.need(memory_mib)
 
     def _keep(self, done: Done, files: Mapping[str, bytes]) -> Done:
         """The end of a task, once what its worker brought is in the study's folder."""
@@ -325,15 +336,19 @@ class RayPool(Pool):
         import ray
 
         owed = {slot.ref: slot for slot in self._slots if slot.ref is not None}
-        left = min([end, *(slot.limit_s() for slot in owed.values())]) - time.monotonic()
+        if not owed:  # what is queued waits for a node
+            time.sleep(max(0.0, min(end - time.monotonic(), POLL_S)))
+            return []
+        left = min([end, *(slot.limit_s(START_TIMEOUT_S) for slot in owed.values())]) - time.monotonic()
         ray.wait(list(owed), num_returns=1, timeout=None if left == math.inf else max(0.0, left))
         ready, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
         done = [self._settle(owed.pop(ref)) for ref in ready]
         now = time.monotonic()
-        done += [self._replace(slot, _overdue(slot), "deadline") for slot in owed.values() if now >= slot.limit_s()]
-        return [item for item in done if item is not None]
+        late = [slot for slot in owed.values() if now >= slot.limit_s(START_TIMEOUT_S)]
+        done += [self._replace(slot, slot.overdue(START_TIMEOUT_S), "deadline") for slot in late]
+        return [item for item in done if item is not None and not item.key.startswith(MARK)]
 
-    def _settle(self, slot: _Slot) -> Done | None:
+    def _settle(self, slot: Slot) -> Done | None:
         """Take what Ray owed for `slot`: an answer frees the worker, an error of Ray's means that it is gone."""
         import ray
 
@@ -341,52 +356,44 @@ class RayPool(Pool):
             given = ray.get(slot.ref)
         except ray.exceptions.RayError as error:
             cause = cause_of([kind.__name__ for kind in type(error).__mro__], self._cluster.states().get(slot.node, "alive"))
-            return self._replace(slot, _reason(error) if slot.task is None else f"worker died: {_reason(error)}", cause)
+            return self._replace(slot, reason_of(error) if slot.task is None else f"worker died: {reason_of(error)}", cause)
+        if not slot.placed:
+            slot.placed, slot.since, slot.ref = True, time.monotonic(), slot.actor.start.remote()
+            return None
         if slot.task is not None and given[2] == UNFIT:
             return self._replace(slot, given[1], "crash")
-        task, slot.task, slot.ref, slot.failures = slot.task, None, None, 0
+        task, slot.task, slot.ref, slot.failures, slot.since = slot.task, None, None, 0, time.monotonic()
         if task is None:
-            self._settle_in(slot, **json.loads(given))
+            self._settle_in(slot, json.loads(given))
             return None
         result, lost, cause, files = given
+        if task.key.startswith(MARK):
+            self._seating.hear(slot, result, lost)
         return self._keep(Done(task.key, result, lost, cause), files)
 
-    def _settle_in(self, slot: _Slot, *, pid: int, node: str, name: str, devices: list[str], annex: str) -> None:  # noqa: ARG002
+    def _settle_in(self, slot: Slot, told: Mapping[str, Any]) -> None:
         """A worker has begun, perhaps on another node than the one that it replaces."""
-        slot.node, slot.name, slot.devices, slot.annex, slot.leaving = node, name, frozenset(devices), annex, False
-        if annex:
-            self._porters.post(node)
-        if all(other.node != self._measuring for other in self._slots):
-            self._measuring = self._slots[0].node  # the node is gone: latencies are ratios to the base, on whatever device of this kind
-        for other in self._slots:
-            other.alone = other.node == self._measuring
+        slot.annex, slot.leaving = told["annex"], False
+        if slot.annex:
+            self._porters.post(told["node"])
+        question = self._seating.seat(slot, told)
+        if question is not None:
+            self._hand_over(slot, question)
 
-    def _replace(self, slot: _Slot, reason: str, cause: str) -> Done | None:
+    def _replace(self, slot: Slot, reason: str, cause: str) -> Done | None:
         _kill(slot)
         slot.failures += slot.task is None and slot.ref is not None
         if slot.annex and slot.task is not None:
             self._porters.inherit(slot.node, slot.annex)
         slot.annex = ""
-        if (slot.failures and not self._warm) or all(s.failures >= _START_FAILURES for s in self._slots):
+        if (slot.failures and not self._warm) or all(s.failures >= _START_FAILURES for s in self._slots if s.actor is not None):
             raise PoolError(f"A worker could not be started: {reason}")
         done = None if slot.task is None else Done(slot.task.key, None, reason, cause)
         self._start(slot)
         return done
 
 
-def _overdue(slot: _Slot) -> str:
-    if slot.task is None:
-        return f"no answer within {START_TIMEOUT_S:g} s; the cluster may lack free CPUs or GPUs, so ask for fewer workers"
-    return f"deadline of {slot.task.deadline_s:g} s passed"
-
-
-def _reason(error: Exception) -> str:
-    """The part of Ray's message that tells why, on one line."""
-    text = " ".join(str(getattr(error, "cause", None) or error).split())
-    return (text.partition("Worker exit detail: ")[2] or text)[:400]
-
-
-def _kill(slot: _Slot) -> None:
+def _kill(slot: Slot) -> None:
     import ray
 
     if slot.actor is not None and ray.is_initialized():

@@ -39,6 +39,11 @@ class Watch:
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self.bar.stop()
 
+    def note(self, text: str) -> None:
+        """Show what became of a node."""
+        clock = time.strftime("%M:%S", time.gmtime(time.monotonic() - self.start))
+        self.console.print(f"[dim]{clock}[/dim] {escape(text)}", highlight=False, soft_wrap=True)
+
     def __call__(self, event: Event) -> None:
         """Show one event."""
         self.bar.update(self.task, completed=event.done, total=event.total, description=escape(event.message[:72]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.outcome import Cost, Failure, Job, Measured, Outcome, Recipe, Rejected, Stopped, Trial, outcome_from_dict
 from nas_attn.space import SearchSpace
 from nas_attn.spec import SpaceSpec
@@ -152,6 +152,24 @@ def rejection(cost: Cost, limits: Mapping[str, float]) -> Rejected | None:
     """The first limit that a cost is over."""
     over = next((name for name, more in excess(cost, limits).items() if more > 0), None)
     return None if over is None else Rejected(limit=over, value=cost.metrics()[over], bound=limits[over])
+
+
+def require_kind(known: Cost | None, cost: Cost) -> None:
+    """A study's latencies are of one kind of device, the base's.
+
+    Raises:
+        StudyError: a latency of another.
+    """
+    ours, theirs = (_device(of.latency.environment) if of else "" for of in (known, cost))
+    if ours and theirs and ours != theirs:
+        raise StudyError(
+            f"A study's latencies must be of one device, but this one's are of {ours} and a worker has measured on {theirs}; name a node "
+            "of the former kind by --latency-node, or derive a study whose latencies are of the latter: nas-attn retarget."
+        )
+
+
+def _device(environment: Mapping[str, Any]) -> str:
+    return f"{environment['name']} ({environment.get('backend', 'torch')})" if "name" in environment else ""
 
 
 def read_outcome(text: str) -> Outcome:

@@ -38,7 +38,7 @@ from nas_attn.outcome import (
     outcome_to_dict,
     read_outcome_file,
 )
-from nas_attn.protocol import excess
+from nas_attn.protocol import excess, require_kind
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
 from nas_attn.storage import STORAGE_ERRORS, Storage, unreadable
@@ -171,7 +171,13 @@ class Record:
         return raised[key]
 
     def save_cost(self, number: int, cost: Cost) -> None:
-        """Keeps what a trial's architecture costs."""
+        """Keeps what a trial's architecture costs.
+
+        Raises:
+            StudyError: a latency of another kind of device than the base's.
+        """
+        if number:
+            require_kind(self._trials[0].cost, cost)
         self._update(number, "cost", asdict(cost), cost=cost)
 
     def save_result(self, number: int, job: Job, outcome: Outcome) -> bool:

@@ -5,6 +5,7 @@ Pure functions on numbers, so that the rules can be tested without a cluster.
 
 import math
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ def plan_workers(
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     threads: int | None = None,
+    cpus_per_worker: float | None = None,
 ) -> Plan:
     """Share one machine among workers; what is given is kept, the rest follows.
 
@@ -44,43 +46,67 @@ def plan_workers(
       of its time where a second thread has nothing to do (Python, augmentation, small convolutions), so two trainings of one thread
       each end sooner than two of two threads, one after the other.
     - GPUs: two workers a GPU if each has 4 CPUs to feed it, otherwise one. A short training of a small detector leaves a GPU half
-      idle; the memory of a GPU is not known here, so larger models need `gpus_per_worker=1`.
+      idle; the memory of a GPU is not known here, so a pool gives up what its memory cannot hold once the base is fitted (`seats`).
     - `WORKER_GIB` of memory for each worker, and at least one worker.
 
-    `cpus_per_worker` is the even share of all CPUs, so that (but for a remainder) a new worker finds room only after the one that it
-    replaces has let go. `threads` is at most `MAX_THREADS`.
+    `cpus_per_worker` is, unless it is given, the even share of all CPUs, so that (but for a remainder) a new worker finds room only after
+    the one that it replaces has let go. `threads` is at most `MAX_THREADS`.
 
     Raises:
-        InputError: a number below its least value, a GPU share that Ray cannot give, or more GPUs than there are.
+        InputError: a number below its least value, a GPU share that Ray cannot give, or more CPUs or GPUs than there are.
     """
-    check_options(workers, gpus_per_worker, threads)
+    check_options(workers, gpus_per_worker, threads, cpus_per_worker)
     share = _gpu_share(cpus, gpus, workers) if gpus_per_worker is None else float(gpus_per_worker)
     if workers is None:
         wanted = math.floor(gpus / share + 1e-6) if share else min(cpus if cpus < 4 else cpus // 2, MAX_CPU_WORKERS)
+        if cpus_per_worker is not None:
+            room = math.floor(cpus / cpus_per_worker + 1e-6)
+            wanted = min(wanted, room) if share else room
         workers = max(1, min(wanted, math.floor(min(memory_gib / WORKER_GIB, MAX_WORKERS))))
     if workers * share > gpus:
         raise InputError(f"{workers} workers with {share:g} GPUs each need {workers * share:g}, but there are {gpus}; ask for less.")
-    each: float = cpus // workers if workers <= cpus else _floor4(cpus / workers)
+    if workers * (cpus_per_worker or 0) > cpus:
+        needed = f"{workers} workers with {cpus_per_worker:g} CPUs each need {workers * (cpus_per_worker or 0):g}"
+        raise InputError(f"{needed}, but there are {cpus}; ask for less.")
+    each: float = cpus_per_worker or (cpus // workers if workers <= cpus else floor4(cpus / workers))
     return Plan(workers, each, share, threads or max(1, min(int(each), MAX_THREADS)))
+
+
+def unit_plan(gpus_per_worker: float | None, threads: int | None, cpus_per_worker: float | None) -> Plan:
+    """One worker of a cluster whose nodes are not known yet: what it asks for, by default one CPU and no GPU."""
+    check_options(None, gpus_per_worker, threads, cpus_per_worker)
+    cpus = cpus_per_worker or 1.0
+    return Plan(1, cpus, gpus_per_worker or 0.0, threads or max(1, min(int(cpus), MAX_THREADS)))
 
 
 def _gpu_share(cpus: int, gpus: int, workers: int | None) -> float:
     if gpus == 0:
         return 0.0
     per_gpu = math.ceil(workers / gpus) if workers else 2 if cpus >= 8 * gpus else 1
-    return _floor4(1 / per_gpu)
+    return floor4(1 / per_gpu)
 
 
-def _floor4(value: float) -> float:
+def floor4(value: float) -> float:
     """Ray counts resources in ten-thousandths; rounding up would make the last worker not fit."""
     return math.floor(value * 1e4) / 1e4
 
 
-def check_options(workers: int | None, gpus_per_worker: float | None, threads: int | None) -> None:
+def check_options(
+    workers: int | None,
+    gpus_per_worker: float | None,
+    threads: int | None,
+    cpus_per_worker: float | None = None,
+    max_workers: int | None = None,
+) -> None:
     if workers is not None and workers < 1:
         raise InputError(f"`workers >= 1` must hold, but got {workers}; leave it out to let the machine decide.")
+    if max_workers is not None and (max_workers < 1 or workers is not None):
+        got = f"got {max_workers} with workers={workers}"
+        raise InputError(f"`max_workers >= 1` must hold, and `workers` must not be given beside it, but {got}; leave one out.")
     if threads is not None and threads < 1:
         raise InputError(f"`threads >= 1` must hold, but got {threads}; leave it out to let the machine decide.")
+    if cpus_per_worker is not None and not 0 < cpus_per_worker < math.inf:
+        raise InputError(f"`cpus_per_worker > 0` must hold, but got {cpus_per_worker}; leave it out to let the machine decide.")
     share = gpus_per_worker or 0.0
     if not (0 <= share <= 1 or (share > 1 and share == int(share))):
         raise InputError(f"`gpus_per_worker` must be 0 ... 1 or a whole number, but got {gpus_per_worker}; give e.g. 0.5.")
@@ -94,8 +120,20 @@ def available_cpus() -> int:
     return max(1, min(count, int(limit) // int(period))) if limit.isdigit() else count
 
 
+def processor() -> str:
+    """The name of this machine's processor."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def plan_cluster(
-    nodes: Sequence[Mapping[str, Any]], workers: int | None, gpus_per_worker: float | None, threads: int | None
+    nodes: Sequence[Mapping[str, Any]],
+    workers: int | None,
+    gpus_per_worker: float | None,
+    threads: int | None,
+    cpus_per_worker: float | None = None,
 ) -> list[tuple[Plan, str]]:
     """One plan and node for each worker, from what `ray.nodes()` tells.
 
@@ -106,19 +144,20 @@ def plan_cluster(
         InputError: an impossible option.
         PoolError: no node has what is asked for.
     """
-    check_options(workers, gpus_per_worker, threads)
-    rooms = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    check_options(workers, gpus_per_worker, threads, cpus_per_worker)
+    rooms = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= max(1, cpus_per_worker or 1)]
     scarce = "GPU" if gpus_per_worker != 0 and any(node["Resources"].get("GPU", 0) >= 1 for node in rooms) else "CPU"
     rooms = [node for node in rooms if node["Resources"].get(scarce, 0) >= 1]
     if not rooms:
-        raise PoolError(f"A pool needs a live node with a CPU, but none of {len(nodes)} nodes is one; start a node with `ray start`.")
+        cpus = f"{max(1, cpus_per_worker or 1):g} CPUs"
+        raise PoolError(f"A pool needs a live node with {cpus}, but none of {len(nodes)} nodes is one; start a node with `ray start`.")
     counts = _spread(workers, [node["Resources"][scarce] for node in rooms])
     seats = []
     for node, count in zip(rooms, counts, strict=True):
         if count != 0:
             has = node["Resources"]
             memory_gib = has.get("memory", math.inf) / 2**30
-            plan = plan_workers(int(has["CPU"]), int(has.get("GPU", 0)), memory_gib, count, gpus_per_worker, threads)
+            plan = plan_workers(int(has["CPU"]), int(has.get("GPU", 0)), memory_gib, count, gpus_per_worker, threads, cpus_per_worker)
             seats += [(plan, str(node["NodeID"]))] * plan.workers
     return seats
 
@@ -163,7 +202,8 @@ def assign(exclusive: Sequence[bool], seats: Sequence[Seat]) -> list[tuple[int, 
 
     A readers-writer gate a device, first come, first served: an exclusive task starts on a device where all seats are idle; where there
     is none it reserves the quietest device, so that nothing younger starts there. A task that finds no seat holds back all younger
-    ones. So neither kind starves the other: a reserved device only drains, and it is given up only for a quieter one.
+    ones, but an exclusive one for which there is no seat at all (its node is gone) holds back none. So neither kind starves the other: a
+    reserved device only drains, and it is given up only for a quieter one.
     """
     states = [seat.state for seat in seats]
     reserved = {device for seat in seats if seat.state == "exclusive" for device in seat.devices}
@@ -172,6 +212,8 @@ def assign(exclusive: Sequence[bool], seats: Sequence[Seat]) -> list[tuple[int, 
         free = [i for i, seat in enumerate(seats) if states[i] != "absent" and not seat.devices & reserved]
         crowds = {i: _crowd(i, seats, states) for i in free if seats[i].alone} if alone else {i: int(states[i] != "idle") for i in free}
         seat = min(crowds, key=lambda i: (crowds[i], i), default=None)
+        if alone and not any(seat.alone and state != "absent" for seat, state in zip(seats, states, strict=True)):
+            continue
         if seat is None or (crowds[seat] and not alone):
             break
         if not crowds[seat]:

@@ -75,8 +75,9 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def resolved_device(name: str) -> str:
+def resolved_device(name: str, elsewhere: bool = False) -> str:
     """`cpu` or `cuda:0` for `auto`, `cpu`, `cuda`, `cuda:0` or `0`. A pool gives each worker its own GPU, which is `cuda:0` there.
+    With `elsewhere` only other machines compute, so that this one needs no GPU.
 
     Raises:
         InputError: another name, or a GPU where there is none.
@@ -84,6 +85,6 @@ def resolved_device(name: str) -> str:
     wanted = {"auto": "cuda:0" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "cuda:0", "cuda:0": "cuda:0", "0": "cuda:0"}
     if name not in wanted:
         raise InputError(f"`--device` must be auto, cpu or cuda, but got {name!r}; choose GPUs with CUDA_VISIBLE_DEVICES.")
-    if wanted[name] != "cpu" and not torch.cuda.is_available():
+    if wanted[name] != "cpu" and not elsewhere and not torch.cuda.is_available():
         raise InputError(f"`--device {name}` needs a CUDA device, but torch sees none; give --device cpu.")
     return wanted[name]

@@ -154,6 +154,7 @@ class _Driver:
             self.emit("fit", "fitting the base to the data")
             self.record.save_fit(self._fitted())
             self.emit("fitted", "the base is fitted")
+        self.flights.need(self.record.fit or {}, self.spec.proxy.model_dump())
 
     def _fitted(self) -> Mapping[str, Any]:
         losses = 0

@@ -75,6 +75,12 @@ class Pool(Protocol):
             PoolError: something else is under way.
         """
 
+    def require(self, kind: str, payload: str, judge: Callable[[Done], str | None]) -> None:
+        """Ask each node that joins later this, too, before it gets work: `judge` says what is wrong with it, None if nothing is."""
+
+    def need(self, memory_mib: float) -> None:
+        """Run no more tasks on a GPU than its memory holds, each taking so many MiB."""
+
     def close(self) -> None:
         """End all work and free everything. Tasks that have not ended are dropped. A second call does nothing."""
 

@@ -8,8 +8,11 @@ import os
 import shutil
 import socket
 import sys
+from typing import Any
 
 from nas_attn.carry import Annex, salvage, sees
+from nas_attn.schedule import processor
+from nas_attn.seats import node_kind
 from nas_attn.work import answer, import_target
 
 
@@ -22,10 +25,11 @@ class Worker:
         self._annex: Annex | None = None
 
     def start(self) -> str:
-        """JSON: the process, its node, the names of the devices that Ray gave it, and whether the study's files must travel to it."""
+        """JSON: process, node, kind and names of the devices that Ray gave it, and whether the study's files must travel to it."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()
+        here: dict[str, Any] = next((entry for entry in ray.nodes() if entry["NodeID"] == node), {}) if ray.get_gpu_ids() else {}
         self._serve = import_target(self._target)
         if ray.get_gpu_ids() and "torch" in sys.modules:  # a GPU that has failed is found here, and not by a trial
             sys.modules["torch"].zeros(8, device="cuda").sum().item()
@@ -36,6 +40,7 @@ class Worker:
                 "pid": os.getpid(),
                 "node": node,
                 "name": f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
+                "kind": node_kind(here, processor()),
                 "devices": [f"{node}/{gpu}" for gpu in ray.get_gpu_ids() or ["cpu"]],
                 "annex": str(self._annex.root) if self._annex else "",
             }

@@ -36,6 +36,14 @@ def _sleep(data: dict[str, Any]) -> dict[str, Any]:
     return {"begin": begin, "end": time.monotonic()}
 
 
+def _meet(data: dict[str, Any]) -> dict[str, Any]:
+    """Wait until that many tasks are at work at the same time."""
+    Path(data["folder"], str(os.getpid())).touch()
+    while len(list(Path(data["folder"]).iterdir())) < data["count"]:
+        time.sleep(0.1)
+    return {"node": Path(f"/proc/{os.getppid()}").name}
+
+
 def _stop(_data: dict[str, Any]) -> dict[str, Any]:
     os.kill(os.getpid(), signal.SIGSTOP)
     return {}
@@ -91,6 +99,7 @@ _KINDS = {
     "echo": _echo,
     "environment": _environment,
     "sleep": _sleep,
+    "meet": _meet,
     "stop": _stop,
     "die": _die,
     "fail": _fail,

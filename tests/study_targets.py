@@ -285,6 +285,9 @@ class FakePool:
         done = Done(task.key, serve(task.kind, task.payload), None)
         return [done, replace(done)] if self.repeat else [done]
 
+    def need(self, memory_mib: float) -> None:
+        assert memory_mib == 0
+
     def close(self) -> None:
         self.queue.clear()
 

@@ -268,3 +268,8 @@ def test_an_unknown_kind_is_a_bug_of_the_driver(setup: Setup) -> None:
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(InputError, match="auto, cpu or cuda"):
         resolved_device("tpu")
+
+
+def test_a_driver_without_a_gpu_may_ask_others_for_theirs():
+    assert resolved_device("cuda", elsewhere=True) == "cuda:0"
+    assert resolved_device("cpu", elsewhere=True) == "cpu"

@@ -3,7 +3,6 @@
 import json
 import shlex
 import subprocess
-import sys
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -30,9 +29,10 @@ def groups():
 
 
 def slurm():
-    """The command behind `--` in the Slurm script, as words."""
+    """The search in the Slurm script, as words."""
     text = (CLUSTER / "slurm.sh").read_text().replace("\\\n", " ")
-    return shlex.split(text.partition(" -- ")[2])
+    (line,) = [line for line in text.splitlines() if line.startswith("nas-attn ")]
+    return shlex.split(line.removesuffix("&"))
 
 
 def search_options():
@@ -45,7 +45,7 @@ def test_entry_points_are_commands_that_there_are(words):
     assert words[:2] == ["nas-attn", "search"]
     assert (ROOT / "search_spaces" / f"{words[2]}.yaml").is_file()
     assert {word for word in words if word.startswith("--")} <= search_options()
-    assert words[words.index("--address") + 1] == "auto"
+    assert words[words.index("--address") + 1] in ("auto", "${nodes[0]}:$port")
 
 
 def test_the_launcher_holds_to_rays_schema():
@@ -84,7 +84,19 @@ def test_every_pod_asks_for_what_it_may_use_and_mounts_what_the_command_reads(gr
         assert words[words.index("--out") + 1].startswith(mounts["studies"]["mountPath"])
     else:
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+        assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
+
+
+def test_the_job_asks_for_workers_that_its_nodes_hold_and_its_head_does_not():
+    cluster = job()["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    words = shlex.split(job()["entrypoint"])
+    most, cpus, gpus = (float(words[words.index(name) + 1]) for name in ("--max-workers", "--cpus-per-worker", "--gpus-per-worker"))
+    (group,) = cluster["workerGroupSpecs"]
+    has = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    a_node = min(float(has["cpu"]) // cpus, float(has["nvidia.com/gpu"]) // gpus)
+    assert most == a_node * group["maxReplicas"]
+    assert float(cluster["headGroupSpec"]["rayStartParams"]["num-cpus"]) < cpus
 
 
 def test_the_slurm_script_is_a_script_and_makes_its_token_private():
@@ -94,10 +106,7 @@ def test_the_slurm_script_is_a_script_and_makes_its_token_private():
     assert text.startswith("#!/bin/bash\n")
     assert "umask 077" in text
     assert "RAY_AUTH_MODE=token" in text
-    options = subprocess.run(
-        [Path(sys.executable).with_name("ray"), "symmetric-run", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    assert {"--address", "--min-nodes"} <= {word for word in options.split() if word.startswith("--")}
+    assert "--signal=B:TERM@" in text, "a search of the script's own must be told by the script"
 
 
 def test_the_image_takes_the_pinned_versions_and_is_tagged_as_the_package():

@@ -28,6 +28,9 @@ class Nodes:
         answer = serve(kind, payload)
         return [("one", Done("one", answer, None)), ("two", self.second(json.loads(answer)))]
 
+    def require(self, kind, payload, judge):
+        self.asked = (kind, payload, judge)
+
 
 @pytest.fixture
 def prepared(tmp_path, digits):
@@ -40,7 +43,12 @@ def told(**changes):
 
 
 def test_nodes_that_are_alike_are_accepted(prepared):
-    nodes.check(Nodes(told()), prepared)
+    pool = Nodes(told())
+    nodes.check(pool, prepared)
+    kind, payload, judge = pool.asked  # nodes that join later are held to the same
+    assert judge(Done("three", serve(kind, payload), None)) is None
+    assert "lacks 3 of 32" in judge(told(missing=3, first="7.png")(json.loads(serve(kind, payload))))
+    assert judge(Done("three", None, "no disk")) == "cannot read the data set: no disk"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,7 @@ def test_nodes_that_are_alike_are_accepted(prepared):
         (told(equal=False), "two has other labels or image sizes"),
         (told(backend="ONNX Runtime is gone."), r"two cannot measure: ONNX Runtime is gone\."),
         (told(code="ultralytics 1.0"), r"two has ultralytics 1\.0 where this driver has nas-attn .*; install the same"),
-        (lambda _: Done("two", None, "worker died: out of memory"), "on two: worker died: out of memory"),
+        (lambda _: Done("two", None, "worker died: out of memory"), "two cannot read the data set: worker died: out of memory"),
     ],
 )
 def test_a_node_that_differs_is_named_with_what_it_lacks(prepared, second, message):

@@ -126,6 +126,20 @@ def test_open_pool_knows_two_kinds() -> None:
         open_pool("ray", TARGET, workers=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_workers": 2}, "needs `--address`"),
+        ({"max_workers": 2, "workers": 2, "address": "127.0.0.1:1"}, "must not be given beside it"),
+        ({"max_workers": 0, "address": "127.0.0.1:1"}, "max_workers >= 1"),
+        ({"cpus_per_worker": -1}, "cpus_per_worker > 0"),
+    ],
+)
+def test_impossible_pools_are_refused_before_any_ray(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_pool("ray", TARGET, **options)
+
+
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0, float("nan")])
 def test_a_deadline_must_lie_ahead(deadline_s: float) -> None:
     with pytest.raises(InputError, match="deadline_s > 0"):

@@ -9,7 +9,7 @@ import pytest
 from study_targets import BASE, RECIPE, cost, job_of, measured, space
 
 from nas_attn.architecture import Architecture
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.outcome import Failure, Rejected, Stopped, Trial, outcome_to_dict
 from nas_attn.protocol import (
     deadline_s,
@@ -24,6 +24,7 @@ from nas_attn.protocol import (
     read_outcome,
     recipe_of,
     rejection,
+    require_kind,
     study_settings,
     words,
     worn_out,
@@ -182,3 +183,17 @@ def test_a_training_may_take_twenty_times_what_the_fit_lets_expect():
     assert deadline_s(fit, 6, 3600.0) == pytest.approx(20 * 6 * 100.0)
     assert deadline_s(fit, 1, 3600.0) == 3600.0
     assert deadline_s({"seconds": 0.0, "curve": []}, 6, 3600.0) == 86400.0
+
+
+def test_a_studys_latencies_are_of_one_device():
+    def on(**environment):
+        known = cost(1.1)
+        return replace(known, latency=replace(known.latency, environment={"device": "cuda:0", "threads": 4, **environment}))
+
+    require_kind(on(name="NVIDIA H100"), on(name="NVIDIA H100", threads=8))  # threads may differ, the device may not
+    require_kind(None, on(name="NVIDIA H100"))
+    require_kind(on(), on(name="NVIDIA H100"))  # of the time before it was told
+    with pytest.raises(StudyError, match=r"are of NVIDIA H100 .torch. and .* on NVIDIA A10 .*--latency-node.*nas-attn retarget"):
+        require_kind(on(name="NVIDIA H100"), on(name="NVIDIA A10"))
+    with pytest.raises(StudyError, match="onnxruntime"):
+        require_kind(on(name="EPYC"), on(name="EPYC", backend="onnxruntime"))

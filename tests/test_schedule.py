@@ -4,7 +4,7 @@ import random
 import pytest
 
 from nas_attn.errors import InputError, PoolError
-from nas_attn.schedule import Plan, Seat, assign, available_cpus, measuring_node, plan_cluster, plan_workers
+from nas_attn.schedule import Plan, Seat, assign, available_cpus, measuring_node, plan_cluster, plan_workers, processor, unit_plan
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,18 @@ def test_what_is_given_is_kept() -> None:
     assert plan_workers(2, 0, 1.0, workers=5) == Plan(5, 0.4, 0.0, 1)
 
 
+def test_cpus_a_trial_are_kept() -> None:
+    assert plan_workers(16, 0, 256.0, cpus_per_worker=4) == Plan(4, 4, 0.0, 4)
+    assert plan_workers(16, 2, 256.0, cpus_per_worker=8) == Plan(2, 8, 0.5, 8)
+    assert plan_workers(32, 1, 256.0, cpus_per_worker=12) == Plan(2, 12, 0.5, 8)  # GPUs decide
+    assert plan_workers(2, 0, 8.0, workers=3, cpus_per_worker=0.5) == Plan(3, 0.5, 0.0, 1)
+    nodes = [node("small", 2), node("a", 8), node("b", 16)]
+    assert [name for _, name in plan_cluster(nodes, None, None, None, 8)] == ["a", "b", "b"]
+    assert unit_plan(0.5, None, 4) == Plan(1, 4, 0.5, 4)
+    assert unit_plan(None, None, None) == Plan(1, 1, 0.0, 1)
+    assert processor()
+
+
 def test_plans_never_exceed_the_machine() -> None:
     for cpus in range(1, 40):
         for gpus in range(5):
@@ -69,6 +81,9 @@ def test_plans_never_exceed_the_machine() -> None:
         ({"gpus_per_worker": math.nan}, "whole number"),
         ({"gpus_per_worker": 2}, "there are 1; ask for less"),
         ({"workers": 2, "gpus_per_worker": 1}, "there are 1; ask for less"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker > 0"),
+        ({"cpus_per_worker": math.nan}, "cpus_per_worker > 0"),
+        ({"workers": 3, "cpus_per_worker": 2}, "3 workers with 2 CPUs each need 6, but there are 4"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, float], message: str) -> None:
@@ -123,6 +138,12 @@ def test_exclusive_tasks_run_where_they_may() -> None:
     assert assign([True, False], both) == [(0, 1), (1, 0)]
     assert assign([True, False], [Seat(A, "idle", alone=False), Seat(B, "busy")]) == [(1, 0)]  # B drains, A is free for others
     assert assign([True], [Seat(A, "idle", alone=False)]) == []
+
+
+def test_an_exclusive_task_without_any_seat_holds_back_none() -> None:
+    """The node of the latencies is gone, and no other is of its kind: trainings go on."""
+    assert assign([True, False], [Seat(A, "idle", alone=False), Seat(B, "busy", alone=False)]) == [(1, 0)]
+    assert assign([True, False], [Seat(A, "idle", alone=False), Seat(B, "absent")]) == [(1, 0)]
 
 
 def test_available_cpus_is_at_least_one() -> None:

@@ -1,22 +1,61 @@
 #!/bin/bash
-# One search over the nodes of one allocation: sbatch docs/cluster/slurm.sh
-# A job that was preempted or ran out of time is submitted again as it is: the search goes on.
+# One search over the nodes of one allocation: DATA=/data/data.yaml sbatch docs/cluster/slurm.sh
+# The batch script runs on the first node: it starts Ray on all nodes as job steps, and the search beside them. Two minutes before the time
+# is up Slurm tells this script, the search ends as by Ctrl-C, and the job is queued again: the search goes on from there.
 #SBATCH --job-name=nas-attn
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --gpus-per-task=1
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:INT@120
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 
 study=${STUDY:-$HOME/studies/first}
+port=$((20000 + SLURM_JOB_ID % 20000)) # of this job's own: two jobs may share a node
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$study/ray-token RAY_USAGE_STATS_ENABLED=0
 mkdir -p "$study"
 # The token is made before Ray starts, or Ray would make it readable for all. The home folder is shared by the nodes of a cluster.
 [ -s "$RAY_AUTH_TOKEN_PATH" ] || (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
-head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun ray symmetric-run --address "$head_node:6379" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_PER_TASK" -- \
-    nas-attn search yolo11 --data "${DATA:?the data set YAML}" --trials 200 --out "$study" --address auto
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+ray=(ray start --block --disable-usage-stats --num-cpus "$SLURM_CPUS_PER_TASK")
+steps=()
+search=
+# Only this script is told (B:), and bash runs a trap only while it waits: so all that takes long is in the background and waited for. A
+# background process of a script ignores SIGINT; SIGTERM does the same to a search.
+told=
+trap 'told=yes; [ -z "$search" ] || kill -TERM "$search" 2>/dev/null || true' TERM INT
+trap '[ ${#steps[@]} = 0 ] || kill -TERM "${steps[@]}" 2>/dev/null || true; wait' EXIT
+
+srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" "${ray[@]}" --head --port "$port" --include-dashboard=false &
+steps+=($!)
+if [ ${#nodes[@]} -gt 1 ]; then
+    others=$(IFS=, && echo "${nodes[*]:1}")
+    # Others begin once the head is there.
+    srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --nodelist="$others" bash -c \
+        'until ray health-check --address "$0" >/dev/null 2>&1; do sleep 2; done; exec "$@"' "${nodes[0]}:$port" \
+        "${ray[@]}" --address "${nodes[0]}:$port" &
+    steps+=($!)
+fi
+until ray health-check --address "${nodes[0]}:$port" >/dev/null 2>&1; do
+    [ -z "$told" ] && kill -0 "${steps[0]}" || exit 1 # Ray did not start
+    sleep 2
+done
+
+# Workers join as their nodes do, one a GPU. A driver without an autoscaler to ask loses nothing by --max-workers.
+nas-attn search yolo11 --data "${DATA:?the data set YAML}" --trials 200 --out "$study" --address "${nodes[0]}:$port" --device cuda \
+    --max-workers "${#nodes[@]}" --cpus-per-worker "$SLURM_CPUS_PER_TASK" --gpus-per-worker 1 &
+search=$!
+code=0
+while kill -0 "$search" 2>/dev/null; do # a trap ends the waiting, not the search
+    code=0
+    wait "$search" || code=$?
+done
+search=
+if [ -n "$told" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,125 @@
+"""The state that a pool keeps of its seats, with workers that are only said to be there."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from nas_attn.admission import Admission
+from nas_attn.errors import PoolError
+from nas_attn.schedule import Plan
+from nas_attn.seating import Seating, Slot
+from nas_attn.work import Done, Task
+
+UNIT = Plan(1, 4, 0.5, 4)
+
+
+def told(node: str, kind: str = "H100", gpu: str = "0") -> dict[str, Any]:
+    """What a worker says when it has begun."""
+    return {"node": node, "name": f"host-{node} (10.0.0.{node})", "kind": kind, "devices": [f"{node}/{gpu}"]}
+
+
+def begin(seating: Seating, slot: Slot, node: str, kind: str = "H100") -> Task | None:
+    """A worker that is idle from now on."""
+    slot.actor, slot.placed, slot.ref, slot.since = object(), True, None, time.monotonic()
+    return seating.seat(slot, told(node, kind))
+
+
+def planned(*nodes: tuple[str, str]) -> tuple[Seating, list[str]]:
+    """A pool of one worker on each of some (node, kind), the first measuring; and what it tells."""
+    heard: list[str] = []
+    seating = Seating(heard.append)
+    seating.plan([(UNIT, node) for node, _ in nodes], nodes[0][0])
+    for slot in seating.slots:
+        slot.actor = object()
+    for slot, (node, kind) in reversed(list(zip(seating.slots, nodes, strict=True))):
+        begin(seating, slot, node, kind)
+    return seating, heard
+
+
+def test_another_node_measures_only_if_it_is_alike() -> None:
+    seating, heard = planned(("1", "H100"), ("2", "A10"), ("3", "H100"))
+    assert [slot.alone for slot in seating.slots] == [True, False, False]
+    begin(seating, seating.slots[0], "2", "A10")  # its node is gone: Ray has put it beside the second
+    assert [slot.alone for slot in seating.slots] == [False, False, True]
+    assert heard == ["latency is measured on host-3 (10.0.0.3) from now on, which is alike"]
+    begin(seating, seating.slots[2], "2", "A10")
+    assert not any(slot.alone for slot in seating.slots)
+    assert "latency is measured on H100 alone" in heard[-1]
+    begin(seating, seating.slots[1], "4", "H100")
+    assert [slot.alone for slot in seating.slots] == [False, True, False]
+
+
+def test_a_node_that_joins_is_asked_before_it_gets_work() -> None:
+    seating, heard = planned(("1", "H100"), ("1", "H100"))
+    seating.admission.question = ("check", "{}", lambda done: None if done.result == "{}" else "lacks 3 of 9 images")
+    seating.admission.hear("1", "{}", None)
+    assert begin(seating, seating.slots[1], "1") is None
+    asked = begin(seating, seating.slots[1], "2")
+    assert asked is not None
+    assert asked.kind == "check"
+    seating.hear(seating.slots[1], '{"missing": 3}', None)
+    assert seating.slots[1].seat().state == "absent"
+    assert heard[-1] == "host-2 (10.0.0.2) gets no work: it lacks 3 of 9 images"
+    assert begin(seating, seating.slots[1], "2") is None
+    assert seating.slots[1].barred, "it is known already"
+    begin(seating, seating.slots[0], "2")
+    with pytest.raises(PoolError, match="every node lacks 3 of 9 images"):
+        seating.changes([], 0.0)
+
+
+def test_a_gpu_without_the_memory_gets_fewer_workers() -> None:
+    seating, heard = planned(("1", "H100"), ("1", "H100"), ("2", "A10"))
+    seating.admission.question = ("check", "{}", lambda _: None)
+    seating.admission.hear("1", json.dumps({"memory_mib": 24000.0}), None)
+    assert seating.spare() == []
+    seating.need(11000.0)
+    assert seating.spare() == []
+    seating.need(13000.0)
+    assert seating.spare() == [seating.slots[1]]
+    assert "host-1 (10.0.0.1): a worker fewer, for a training is planned with 13000 MiB" in heard[-1]
+    assert [slot.plan.gpus_per_worker for slot in seating.slots] == [1.0, 1.0, 0.5]
+    seating.slots[1].empty(0.0)
+    assert seating.spare() == []
+    assert seating.open == 2
+    seating.slots[1].actor, seating.slots[1].devices, seating.slots[1].ref = object(), frozenset({"1/0"}), "a task"
+    assert seating.spare() == [], "work that is under way is not thrown away"
+
+
+def test_seats_are_taken_as_work_waits() -> None:
+    heard: list[str] = []
+    seating = Seating(heard.append, latency_node="host-2")
+    seating.stretch(UNIT, 3)
+    assert seating.open == 3
+    assert seating.first() == seating.slots[:1]
+    begin(seating, seating.slots[0], "1")
+    assert not seating.slots[0].alone, "latency waits for the node that the user named"
+    assert heard[-1] == "latency is measured on host-2 alone, but no worker is there: measurements wait for one"
+    train, measure = Task("a", "train", "{}"), Task("b", "measure", "{}", exclusive=True)
+    taken, _ = seating.changes([measure], time.monotonic())
+    assert taken == []  # an idle worker is there, if on another node: a second would wait beside it
+    seating.slots[0].ref = "what it is asked"
+    seating.slots[0].task = Task("node/1", "check", "{}")
+    assert seating.changes([train], time.monotonic()) == ([], []), "a worker that begins is one that was asked for"
+    seating.slots[0].task = train
+    taken, _ = seating.changes([train, train, train, measure], time.monotonic())
+    assert taken == seating.slots[1:]
+    begin(seating, seating.slots[1], "2")
+    assert seating.slots[1].alone
+    taken, given_up = seating.changes([], time.monotonic() + 61)
+    assert taken == given_up == []
+    begin(seating, seating.slots[2], "3")
+    _, given_up = seating.changes([], time.monotonic() + 61)
+    assert given_up == [seating.slots[2]]
+    assert "1 workers given up" in heard[-1]
+
+
+def test_a_worker_that_was_lost_does_not_answer_for_its_node() -> None:
+    admission = Admission(("check", "{}", lambda done: done.lost))
+    assert admission.task("1") is not None
+    assert not admission.barred("1")
+    assert admission.hear("1", None, "cannot be read") == "cannot be read"
+    assert admission.barred("1")
+    assert admission.complaints() == ["cannot be read"]
+    assert Done("node/1", None, "x").key.startswith("node/")
