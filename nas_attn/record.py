@@ -37,7 +37,7 @@ from nas_attn.outcome import (
 )
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
-from nas_attn.storage import STORAGE_ERRORS, Storage, unreadable
+from nas_attn.storage import STORAGE_ERRORS, Storage, persist, unreadable
 
 _REPEATS = "repeats:"
 _FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
@@ -113,8 +113,8 @@ class Record:
 
     @property
     def warning(self) -> str | None:
-        """Whose place this driver took, if that of one elsewhere that fell silent."""
-        return None if self._stored.lock is None else self._stored.lock.warning
+        """What a former driver left: whose place this one took, if that of one elsewhere, and what was repaired for it."""
+        return self._stored.warning
 
     @property
     def trials(self) -> Mapping[int, Trial]:
@@ -124,7 +124,7 @@ class Record:
     @property
     def fit(self) -> Mapping[str, Any] | None:
         """What the fit of the base gave, once it is done."""
-        fit: Mapping[str, Any] | None = self._stored.study.user_attrs.get("fit")
+        fit: Mapping[str, Any] | None = self._stored.attributes.get("fit")
         return fit
 
     def save_fit(self, fit: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Record:
 
     def snapshot(self) -> Snapshot:
         """The study at this moment, read back from the storage."""
-        return _snapshot(self._stored)
+        return persist(lambda: _snapshot(self._stored))
 
     def add(self, architecture: Architecture, recipe: Recipe) -> Trial:
         """A new RUNNING trial of an architecture that no sampler chose: the base, as trial 0.

@@ -290,7 +290,7 @@ def test_a_study_moves_to_a_server_and_back(tmp_path, postgres):
     with open_record(tmp_path, storage=url) as record:
         record.ask(RECIPE)
         longer = record.snapshot()
-    with pytest.raises(StudyError, match="knows more of trial 5"):
+    with pytest.raises(StudyError, match=r"lives in postgresql\S+, not in study.db; give its own --storage, or move .* `nas-attn rebuild"):
         open_record(tmp_path)
     assert rebuild.rebuild(tmp_path, force=True).snapshot == longer
 
