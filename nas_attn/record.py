@@ -19,7 +19,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_attn.architecture import Architecture
-from nas_attn.errors import StudyError
+from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.outcome import (
     CHECKPOINT,
     Cost,
@@ -37,7 +37,7 @@ from nas_attn.outcome import (
 )
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
-from nas_attn.storage import STORAGE_ERRORS, Storage, persist, unreadable
+from nas_attn.storage import BROKEN, STORAGE_ERRORS, Storage, persist, unreadable
 
 _REPEATS = "repeats:"
 _FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
@@ -87,6 +87,9 @@ class Record:
             if command is not None:
                 stored.set_study_attribute("command", command)
             return cls(stored, mirror, space, limits, seed)
+        except BROKEN as error:
+            stored.close()
+            raise error if isinstance(error, NasAttnError) else unreadable(stored.folder, error) from error
         except BaseException:
             stored.close()
             raise
@@ -296,7 +299,7 @@ def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
     stored = Storage.read(Path(folder), storage)
     try:
         return _snapshot(stored)
-    except STORAGE_ERRORS as error:
+    except (*STORAGE_ERRORS, *BROKEN) as error:
         raise unreadable(stored.folder, error) from error
     finally:
         stored.close()

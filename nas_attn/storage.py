@@ -32,6 +32,8 @@ PAUSES_S = (0.1, 0.5, 2.0, 10.0, 30.0, 60.0)
 """Waits between attempts to write: a locked or full storage may come back, and results are kept meanwhile."""
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
 """Of SQLite: WAL lets a report read while the driver writes; FULL keeps every told trial through a power cut."""
+BROKEN = (KeyError, TypeError, AttributeError, ValueError)
+"""What reading a storage raises that holds something else than what was written."""
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
@@ -209,10 +211,11 @@ def create(backend: BaseStorage, name: str, objectives: Mapping[str, str]) -> op
         StudyError: a journal that holds another study; a repair would cut off what that one's driver writes.
     """
     directions = [StudyDirection[direction.upper()] for direction in objectives.values()]
-    others = [known for known in optuna.get_all_study_names(backend) if known != name] if isinstance(backend, JournalStorage) else []
-    if others:
+    names, sampler = persist(lambda: optuna.get_all_study_names(backend)), RandomSampler(seed=0)
+    if isinstance(backend, JournalStorage) and (others := [known for known in names if known != name]):
         raise StudyError(f"A journal file holds one study, but this one holds {others[0]!r}; give study {name!r} a file of its own.")
-    sampler = RandomSampler(seed=0)
+    if name in names:
+        return persist(lambda: optuna.load_study(study_name=name, storage=backend, sampler=sampler))
     return persist(
         lambda: optuna.create_study(storage=backend, study_name=name, directions=directions, load_if_exists=True, sampler=sampler)
     )
