@@ -318,7 +318,7 @@ def persist(action: Callable[[], T]) -> T:
     try:
         return action()
     except (*STORAGE_ERRORS, OSError) as error:
-        cause = error.__cause__ or error
+        cause = str(error.__cause__ or error).partition("\n")[0]  # SQLAlchemy adds the statement, with all that was to be written
         raise NasAttnError(
             f"The study's storage and folder must take writes, but did not for {sum(PAUSES_S):g} s: {cause}; free them, then run the same "
             "command."

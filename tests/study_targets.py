@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 from nas_attn import record
 from nas_attn.address import journal_of, require_safe
 from nas_attn.architecture import Architecture, Placement
+from nas_attn.files import write_atomic
 from nas_attn.outcome import (
     CHECKPOINT,
     Cost,
@@ -158,9 +159,7 @@ def train(folder: Path, job: Job, fake: Fake) -> Outcome:
     outcome = score(job, fake)
     if job.epochs is not None:
         (place / CHECKPOINT).write_text("paused")
-    temporary = place / "outcome.tmp"
-    temporary.write_text(outcome_file_text(job, outcome))
-    temporary.rename(place / "outcome.json")
+    write_atomic(place / "outcome.json", lambda file: file.write_text(outcome_file_text(job, outcome)))
     return outcome
 
 

@@ -74,7 +74,8 @@ def test_a_write_torn_at_any_byte_is_cut_off_and_the_search_asks_the_same(tmp_pa
         wanted = record.ask(RECIPE)
         record.count(1, "attempts", "measure")
     lines = (tmp_path / "next" / "study.journal").read_bytes()[whole:].splitlines(keepends=True)
-    cuts = [*range(1, len(lines[0]), 7), len(lines[0]) - 1, *range(len(lines[0]) + 1, len(lines[0] + lines[1]), 7)]
+    step = len(lines[0]) // 8
+    cuts = [1, *range(step, len(lines[0]), step), len(lines[0]) - 1, *range(len(lines[0]) + 1, len(lines[0] + lines[1]), step)]
     for cut in cuts:
         file = _copied(origin, folder)
         torn = (lines[0] + lines[1])[:cut]
@@ -95,6 +96,24 @@ def test_a_write_torn_at_any_byte_is_cut_off_and_the_search_asks_the_same(tmp_pa
         with open_record(folder) as record:
             assert record.warning is None
             assert len(record.trials) == 2
+
+
+def test_a_tail_cut_at_every_byte_of_the_last_two_lines_leaves_whole_lines_and_loses_no_byte(tmp_path):
+    with open_record(tmp_path / "origin") as record:
+        tell_next(record, measured(0.3))
+    content = (tmp_path / "origin" / "study.journal").read_bytes()
+    lines = content.splitlines(keepends=True)
+    for cut in range(1, len(lines[-1] + lines[-2])):
+        file = tmp_path / str(cut) / "study.journal"
+        file.parent.mkdir()
+        file.write_bytes(content[:-cut])
+        said = journal.repair(file)
+        kept = file.read_bytes()
+        assert kept in (content[: -len(lines[-1])], content[: -len(lines[-1] + lines[-2])])
+        aside = [path.read_bytes() for path in file.parent.glob("*.torn-*")]
+        assert kept + b"".join(aside) == content[:-cut]
+        assert bool(said) == bool(aside) == (cut not in (len(lines[-1]), len(lines[-1] + lines[-2])))
+        assert journal.repair(file) is None
 
 
 def test_a_search_whose_journal_lost_what_was_told_is_rebuilt_and_equals_the_undisturbed_one(tmp_path):
