@@ -40,6 +40,7 @@ def every_storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(Shelf, "url", request.getfixturevalue("postgres").fresh())
     elif request.param == "journal":
         monkeypatch.setattr(Shelf, "url", "journal://{folder}/study.journal")
+        monkeypatch.setattr("nas_attn.journal.ORPHAN_S", 0.05)
     return str(request.param)
 
 
