@@ -197,16 +197,17 @@ def test_sqlite_runs_in_wal_mode_with_full_synchronisation(tmp_path):
 
 
 def _backend():
-    """The class of Optuna's storage that the test is in."""
-    return optuna.storages.JournalStorage if str(Shelf.url).startswith("journal") else optuna.storages.RDBStorage
+    """The class of Optuna's storage that the test is in, and the name of what makes a trial there."""
+    journal = str(Shelf.url).startswith("journal")
+    return (optuna.storages.JournalStorage, "create_new_trial") if journal else (optuna.storages.RDBStorage, "_create_new_trial")
 
 
 @pytest.mark.usefixtures("every_storage")
 def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 4)
     failures = iter([1, 1, 1])
-    backend = _backend()
-    for name in ("create_new_trial", "set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
+    backend, create = _backend()
+    for name in (create, "set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
         original = getattr(backend, name)
 
         def flaky(self, *args, original=original, **options):
@@ -235,7 +236,8 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch
 @pytest.mark.usefixtures("every_storage")
 def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 2)
-    original = _backend().create_new_trial
+    backend, create = _backend()
+    original = getattr(backend, create)
     answers = iter([1])
 
     def deaf(self, *args, **options):
@@ -244,7 +246,7 @@ def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
             raise optuna.exceptions.StorageInternalError("connection lost after the commit")
         return result
 
-    monkeypatch.setattr(_backend(), "create_new_trial", deaf)
+    monkeypatch.setattr(backend, create, deaf)
     with open_record(tmp_path) as record:
         record.ask(RECIPE)
         record.ask(RECIPE)
