@@ -77,7 +77,7 @@ HOUSE: dict[str, set[str]] = {
     "sampler": {"optuna"},
     "record": {"optuna", "sqlalchemy"},
     "rebuild": set(),
-    "extend": {"sqlalchemy"},
+    "extend": {"optuna", "sqlalchemy"},
     "racing": {"scipy"},
     "jobs": set(),
     "flights": set(),
