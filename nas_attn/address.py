@@ -13,12 +13,14 @@ from nas_attn.errors import StudyError, nearest
 
 SAFE = ("postgresql", "sqlite")
 """Dialects that the tests run on, each with a lock that admits one driver."""
+JOURNAL = "journal://"
+"""Begins the URL of a journal file, which is how a user insists on one: `journal:///folder/file.log`."""
 REMEDY = "take SQLite (leave --storage out) or PostgreSQL (postgresql://USER@HOST/DATABASE)"
 UNSAFE: Mapping[str, str] = MappingProxyType(
     {
         "redis": "Optuna restores a pickled snapshot from Redis, so that whoever can write there runs code in the driver",
         "grpc": "Optuna's gRPC proxy has neither authentication nor encryption: whoever reaches its port rewrites the study",
-        "journal": "one torn line makes a journal file unreadable for good",
+        "journal": f"one torn line makes a journal file unreadable for other tools for good (to insist on one write {JOURNAL}/FOLDER/FILE)",
         "mysql": "nothing here was tested on MySQL, and no lock there keeps a second driver out",
     }
 )
@@ -33,6 +35,8 @@ def require_safe(text: str) -> str:
         StudyError: an unsafe or unknown kind of storage, no URL, or no driver of PostgreSQL is installed.
     """
     scheme = text.partition("://")[0].lower() if "://" in text else _scheme_of_path(text)
+    if f"{scheme}://" == JOURNAL and "://" in text:
+        return _require_path(text.partition("://")[2])
     kind = next((_ALIASES.get(part, part) for part in scheme.split("+") if _ALIASES.get(part, part) in UNSAFE), None)
     if kind is not None:
         raise StudyError(f"A study's storage must survive a crash and trust nobody, but {UNSAFE[kind]}; {REMEDY}.")
@@ -49,7 +53,17 @@ def require_safe(text: str) -> str:
 
 def is_server(url: str) -> bool:
     """Whether the storage is a server, which folders on several machines may share."""
-    return not url.startswith("sqlite")
+    return not url.startswith(("sqlite", JOURNAL))
+
+
+def journal_of(url: str) -> Path | None:
+    """The journal file of a URL that names one."""
+    return Path(url.removeprefix(JOURNAL)) if url.startswith(JOURNAL) else None
+
+
+def file_of(url: str) -> Path | None:
+    """The file that a storage is; None for a server."""
+    return journal_of(url) or (None if is_server(url) else Path(str(make_url(url).database)))
 
 
 def hidden(text: str) -> str:
@@ -75,6 +89,12 @@ def _scheme_of_path(text: str) -> str:
     if Path(text).suffix in (".log", ".journal") or Path(text).is_file():
         return "journal"
     raise StudyError(f"A storage must be a URL, but what was given has no scheme; {REMEDY}.")
+
+
+def _require_path(path: str) -> str:
+    if not path.startswith("/") or path.endswith("/"):
+        raise StudyError(f"A journal file's URL must name a file from the root on, {JOURNAL}/FOLDER/FILE, but it does not.")
+    return f"{JOURNAL}/{path.lstrip('/')}"
 
 
 def _require_file(url: URL) -> str:

@@ -40,6 +40,7 @@ def search(
     score_on: Annotated[str, typer.Option(help="search_val (a share of the training images) or val (your own; flagged).")] = "search_val",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost here.")] = False,
     imports: Annotated[list[str] | None, typer.Option("--import", help="A module of yours with @mechanism classes.")] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Let a study in --out go on in this space, which has grown.")] = False,
 ) -> None:
     """Search a space on a data set; stopped at any point, the same command goes on."""
     from nas_attn import detector, nodes, plan, posterior, report, show, study
@@ -57,6 +58,9 @@ def search(
     spec = SpaceSpec.load(space)
     plan.require_options(spec, out, trials=trials, sampler=sampler, fidelity=fidelity, pool=pool, workers=workers)
     prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on, elsewhere=bool(address))
+    _warn(storage)
+    if extend:
+        _extend(prepared, out, sampler, fidelity, storage)
     share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
     if max_workers is not None and share is None:
         share = 1.0  # what to ask an autoscaler for can't be learned from nodes that are not there yet
@@ -98,6 +102,27 @@ def search(
     show.summary(console, snapshot, out)
 
 
+def _extend(prepared: Any, out: Path, sampler: str, fidelity: str, storage: str | None) -> None:
+    """Moves the study into the space before any worker starts, and says what that changed."""
+    from nas_attn.extend import extend
+    from nas_attn.protocol import study_settings
+
+    settings = study_settings(out, prepared.spec, prepared.space, dataclasses.asdict(prepared.setup), sampler, fidelity)
+    done = extend(out, settings, prepared.spec.objectives, prepared.space, storage)
+    if done is not None:
+        for row in done.differences:
+            console.print(f"extended: {row}", markup=False, soft_wrap=True)
+        console.print(f"{done.trials} trials moved into the new space; the former study is kept as {done.former}.", markup=False)
+
+
+def _warn(storage: str | None) -> None:
+    from nas_attn.address import journal_of, require_safe
+    from nas_attn.journal import WARNING
+
+    if storage is not None and journal_of(require_safe(storage)) is not None:
+        console.print(f"warning: {WARNING}", markup=False, soft_wrap=True)
+
+
 def import_own(modules: list[str] | None) -> None:
     """The user's own files, found from the current folder as by `python -m`; only the command line can name them."""
     from nas_attn import custom
@@ -113,13 +138,17 @@ def typed(name: str, *arguments: str, **options: object) -> str:
 
 def _and_clean(always: Callable[[Any], None], folder: Path, storage: str | None) -> Callable[[Any], None]:
     """Deletes weights that nobody will export every few trials, or a long search would fill the disk."""
+    from nas_attn.errors import StudyError
     from nas_attn.export import keep_weights
     from nas_attn.record import load_study
 
     def on_event(event: Any) -> None:
         always(event)
         if event.kind == "told" and event.done % CLEAN_EVERY == 0:
-            keep_weights(load_study(folder, storage))
+            try:
+                keep_weights(load_study(folder, storage))
+            except StudyError:
+                return  # the storage is away, for which the driver waits; the next time will do
 
     return on_event
 

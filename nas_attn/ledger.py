@@ -129,7 +129,7 @@ class Ledger:
 
     def _choices(self, frozen: FrozenTrial) -> None:
         genes = {name: distribution_to_json(frozen.distributions[name]) for name in frozen.params}
-        if not genes.keys() <= self._genes.keys():
+        if any(self._genes.get(name) != text for name, text in genes.items()):  # unknown, or of a space that has grown since
             self._genes |= genes
             self._write(self.folder / "genes.json", {"schema": SCHEMA, "genes": self._genes})
 

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas_attn.address import is_server, require_safe
+from nas_attn.address import journal_of
 from nas_attn.errors import StudyError
+from nas_attn.home import DEFAULT, file_url, lock, note_home, url_of
 from nas_attn.ledger import FOLDER, Ledger
-from nas_attn.lock import FolderLock
 from nas_attn.outcome import Snapshot
 from nas_attn.record import load_study
-from nas_attn.server_lock import ServerLock
-from nas_attn.storage import Storage, file_url, identity, write_anew
+from nas_attn.storage import Storage, write_anew
 
-_NEW = "study.db.new"
 _NEEDED = ("settings", "objectives")
 
 
@@ -40,22 +38,20 @@ def rebuild(folder: Path, storage: str | None = None, force: bool = False) -> Re
     """
     if not folder.is_dir():
         raise StudyError(f"A study's folder must be a folder, but {folder} is none; give the one that holds `ledger` and `trials`.")
-    url = require_safe(storage) if storage is not None else file_url(folder)
+    url = url_of(folder, storage)
+    file = folder / DEFAULT if storage is None else journal_of(url)
     with contextlib.ExitStack() as held:
-        held.enter_context(contextlib.closing(FolderLock.take(folder)))
-        owned = identity(folder, None)
-        if is_server(url):
-            held.enter_context(contextlib.closing(ServerLock.take(url, owned["name"])))
+        owned, _, _ = lock(held, folder, url, None)
         ledger = Ledger.of(folder)
         attributes, pages = ledger.study(), ledger.pages()
         _require_enough(folder, attributes, pages)
-        _require_lost(folder, storage, force)
+        _require_lost(folder, storage, force and file is not None)
         numbers, templates = {old: new for new, old in enumerate(sorted(pages))}, ledger.templates()
         lost = _lost(ledger, pages, numbers)
-        fresh = file_url(folder, _NEW) if storage is None else url
-        _remove_remains(folder)
+        fresh = url if file is None else _prepared(file, url)
         write_anew(fresh, owned, _moved(attributes, numbers), [templates[number] for number in numbers])
-        aside = _exchange(folder) if storage is None else ()
+        aside = () if file is None else _exchange(file)
+        note_home(folder, url, owned)
         if any(old != new for old, new in numbers.items()):
             aside = (*aside, _write_ledger_anew(folder, storage))
         snapshot = load_study(folder, storage)
@@ -73,13 +69,13 @@ def _require_enough(folder: Path, attributes: Mapping[str, Any], pages: Mapping[
 
 
 def _require_lost(folder: Path, storage: str | None, force: bool) -> None:
-    if storage is None and not (folder / "study.db").exists():
+    if storage is None and not (folder / DEFAULT).exists():
         return
     try:
         found = load_study(folder, storage)
     except StudyError:
         return
-    if found.trials and storage is not None:
+    if found.trials and storage is not None and not force:
         raise StudyError(
             f"A study that can be read is not made anew, but {found.name!r} holds {len(found.trials)} trials in its storage; to make it "
             "anew there delete it first, or leave --storage out and have it in its folder."
@@ -134,14 +130,14 @@ def _write_ledger_anew(folder: Path, storage: str | None) -> Path:
     return aside
 
 
-def _exchange(folder: Path) -> tuple[Path, ...]:
-    """Puts the broken files aside, and the whole one in their place. A kill in between leaves a study that is lost, as before."""
-    number, aside = _next_number(folder, "study.db"), []
+def _exchange(file: Path) -> tuple[Path, ...]:
+    """Puts the broken file aside, and the whole one in its place. A kill in between leaves a study that is lost, as before."""
+    number, aside = _next_number(file.parent, file.name), []
     for suffix in ("", "-wal", "-shm"):
-        file = folder / f"study.db{suffix}"
-        if file.exists():
-            aside.append(file.rename(folder / f"study.db.broken-{number}{suffix}"))
-    (folder / _NEW).rename(folder / "study.db")
+        part = file.with_name(f"{file.name}{suffix}")
+        if part.exists() and part.stat().st_size:
+            aside.append(part.rename(file.with_name(f"{file.name}.broken-{number}{suffix}")))
+    _new(file).rename(file)
     return tuple(aside)
 
 
@@ -149,7 +145,12 @@ def _next_number(folder: Path, name: str) -> int:
     return next(number for number in itertools.count(1) if not [*folder.glob(f"{name}.broken-{number}*")])
 
 
-def _remove_remains(folder: Path) -> None:
-    """Of a rebuild that was killed."""
-    for file in folder.glob(f"{_NEW}*"):
-        file.unlink()
+def _new(file: Path) -> Path:
+    return file.with_name(f"{file.name}.new")
+
+
+def _prepared(file: Path, url: str) -> str:
+    """Where a file's successor is written, free of the remains of a rebuild that was killed."""
+    for path in file.parent.glob(f"{_new(file).name}*"):
+        path.unlink()
+    return url.removesuffix(str(file)) + str(_new(file)) if journal_of(url) else file_url(file.parent, _new(file).name)

@@ -21,7 +21,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_attn.architecture import Architecture
-from nas_attn.errors import StudyError
+from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.losses import COUNTERS
 from nas_attn.outcome import (
     CHECKPOINT,
@@ -41,7 +41,7 @@ from nas_attn.outcome import (
 from nas_attn.protocol import excess, require_kind
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
-from nas_attn.storage import STORAGE_ERRORS, Storage, unreadable
+from nas_attn.storage import BROKEN, STORAGE_ERRORS, Storage, persist, unreadable
 
 REPEATS = "repeats:"
 STUDY_NOTES = ("command", "derived")
@@ -93,6 +93,9 @@ class Record:
             if command is not None:
                 stored.set_study_attribute("command", command)
             return cls(stored, mirror, space, limits, seed)
+        except BROKEN as error:
+            stored.close()
+            raise error if isinstance(error, NasAttnError) else unreadable(stored.folder, error) from error
         except BaseException:
             stored.close()
             raise
@@ -119,8 +122,8 @@ class Record:
 
     @property
     def warning(self) -> str | None:
-        """Whose place this driver took, if that of one elsewhere that fell silent."""
-        return None if self._stored.lock is None else self._stored.lock.warning
+        """What a former driver left: whose place this one took, if that of one elsewhere, and what was repaired for it."""
+        return self._stored.warning
 
     @property
     def trials(self) -> Mapping[int, Trial]:
@@ -130,7 +133,7 @@ class Record:
     @property
     def fit(self) -> Mapping[str, Any] | None:
         """What the fit of the base gave, once it is done."""
-        fit: Mapping[str, Any] | None = self._stored.study.user_attrs.get("fit")
+        fit: Mapping[str, Any] | None = self._stored.attributes.get("fit")
         return fit
 
     def save_fit(self, fit: Mapping[str, Any]) -> None:
@@ -139,7 +142,7 @@ class Record:
 
     def snapshot(self) -> Snapshot:
         """The study at this moment, read back from the storage."""
-        return _snapshot(self._stored)
+        return persist(lambda: _snapshot(self._stored))
 
     def add(self, architecture: Architecture, recipe: Recipe) -> Trial:
         """A new RUNNING trial of an architecture that no sampler chose: the base, as trial 0.
@@ -316,7 +319,7 @@ def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
     stored = Storage.read(Path(folder), storage)
     try:
         return _snapshot(stored)
-    except STORAGE_ERRORS as error:
+    except (*STORAGE_ERRORS, *BROKEN) as error:
         raise unreadable(stored.folder, error) from error
     finally:
         stored.close()

@@ -17,21 +17,20 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from nas_attn import derive
-from nas_attn.address import is_server, require_safe
+from nas_attn.address import require_safe
 from nas_attn.errors import InputError, Interrupted, StudyError
 from nas_attn.event import Event
 from nas_attn.facts import front_trials
 from nas_attn.files import write_atomic
+from nas_attn.home import file_url, lock, note_home, url_of
 from nas_attn.jobs import Jobs, rungs_for
 from nas_attn.ledger import Ledger
-from nas_attn.lock import FolderLock
 from nas_attn.losses import MAX_LOSSES
 from nas_attn.outcome import CHECKPOINT, Cost, Failure, Snapshot, Trial
 from nas_attn.protocol import lost_failure, read_costs, recipe_of, versions
 from nas_attn.record import load_study
-from nas_attn.server_lock import ServerLock
 from nas_attn.spec import SpaceSpec
-from nas_attn.storage import Storage, file_url, identity, write_anew
+from nas_attn.storage import Storage, write_anew
 from nas_attn.study import DEADLINE_S
 from nas_attn.work import Pool, Task
 
@@ -159,11 +158,7 @@ def _read(folder: Path, storage: str | None) -> tuple[dict[int, FrozenTrial], di
 def _locked(move: Move) -> Iterator[dict[str, str]]:
     """The locks of the new study, which admit one driver; gives its name and its owner's mark."""
     with contextlib.ExitStack() as held:
-        held.enter_context(contextlib.closing(FolderLock.take(move.folder)))
-        owned = identity(move.folder, None)
-        if move.storage is not None and is_server(require_safe(move.storage)):
-            held.enter_context(contextlib.closing(ServerLock.take(require_safe(move.storage), owned["name"])))
-        yield owned
+        yield lock(held, move.folder, url_of(move.folder, move.storage), None)[0]
 
 
 # -- what the new folder holds -------------------------------------------------------------------------------------------------------------
@@ -329,6 +324,7 @@ def _write(move: Move, owned: Mapping[str, str], derived: derive.Derived) -> Non
     write_anew(url, owned, {**attributes, **command}, derived.templates)
     if move.storage is None:
         (move.folder / _NEW).rename(move.folder / "study.db")
+    note_home(move.folder, url_of(move.folder, move.storage), owned)
 
 
 def _finish(move: Move) -> None:

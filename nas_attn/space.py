@@ -125,7 +125,7 @@ class SearchSpace:
         """
         if not self.contains(architecture):
             raise SpaceError(
-                f"An architecture must belong to the space of {self.base}, but got {architecture}; {self._why_not(architecture)}"
+                f"An architecture must belong to the space of {self.base}, but got {architecture}; {self.why_not(architecture)}"
             )
         genes = {name: choices[0] for name, choices in self.genes.items()}
         for placement in architecture.placements:
@@ -210,7 +210,8 @@ class SearchSpace:
             if name not in genes or genes[name] not in choices:
                 raise SpaceError(f"Gene {name!r} must be one of {choices}, but got {genes.get(name)!r}; use `repair`.")
 
-    def _why_not(self, architecture: Architecture) -> str:
+    def why_not(self, architecture: Architecture) -> str:
+        """In words why `architecture` is none of this space's."""
         if architecture.base != self.base:
             return f"its base is {architecture.base}."
         foreign = [str(placement) for placement in architecture.placements if self._find(placement) != placement]

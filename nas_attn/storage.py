@@ -5,9 +5,7 @@ It knows trials, attributes and states, and nothing of what a search is.
 
 import contextlib
 import json
-import os
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,15 +15,16 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_attn.address import hidden, is_server, require_safe, without_secrets
+from nas_attn import journal
+from nas_attn.address import file_of, hidden, is_server, journal_of, without_secrets
+from nas_attn.agreement import differences, disagreement
 from nas_attn.errors import NasAttnError, StudyError
+from nas_attn.home import DEFAULT, Locks, home_of, inode, lock, note_home, require_home, url_of
 from nas_attn.ledger import Ledger
-from nas_attn.lock import FolderLock
-from nas_attn.server_lock import ServerLock
 
 T = TypeVar("T")
 
@@ -33,6 +32,8 @@ PAUSES_S = (0.1, 0.5, 2.0, 10.0, 30.0, 60.0)
 """Waits between attempts to write: a locked or full storage may come back, and results are kept meanwhile."""
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
 """Of SQLite: WAL lets a report read while the driver writes; FULL keeps every told trial through a power cut."""
+BROKEN = (KeyError, TypeError, AttributeError, ValueError)
+"""What reading a storage raises that holds something else than what was written."""
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
@@ -42,72 +43,80 @@ class Storage:
 
     folder: Path
     study: optuna.Study
-    storage: RDBStorage
-    lock: FolderLock | None = None
-    server_lock: ServerLock | None = None
+    storage: BaseStorage
+    locks: Locks = ()
+    file: Path | None = None
+    warning: str | None = None
     fresh: bool = False
     ledger: Ledger = field(init=False)
+    _inode: tuple[int, int] | None = field(init=False)
 
     @classmethod
     def drive(
         cls, folder: Path, settings: Mapping[str, Any], objectives: Mapping[str, str], storage: str | None, name: str | None
     ) -> "Storage":
         """For writing, under the lock."""
-        url = require_safe(storage) if storage is not None else file_url(folder)
+        url = url_of(folder, storage)
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
-            lock = undo.enter_context(contextlib.closing(FolderLock.take(folder)))
-            if storage is None and not (folder / "study.db").exists():
-                Ledger.of(folder).require_not_ahead({}, ())  # before there is an empty one in its place
-            owned = identity(folder, name)
-            server_lock = undo.enter_context(contextlib.closing(ServerLock.take(url, owned["name"]))) if is_server(url) else None
-            rdb = connect(url)
-            undo.callback(disconnect, rdb)
-            study = create(rdb, owned["name"], objectives)
-            stored = cls(folder=folder, study=study, storage=rdb, lock=lock, server_lock=server_lock)
+            owned, locks, warning = lock(undo, folder, url, name)
+            require_home(folder, url, owned, lambda: _holds(url, owned))
+            backend = connect(url)
+            undo.callback(disconnect, backend)
+            study = create(backend, owned["name"], objectives)
+            stored = cls(folder=folder, study=study, storage=backend, locks=locks, file=file_of(url), warning=warning)
             stored.ledger.require_not_ahead(study.user_attrs, study.get_trials(deepcopy=False))
             stored._agree({"owner": owned["owner"], "objectives": dict(objectives), "settings": dict(settings)})
             stored.ledger.agree(study.user_attrs, study.get_trials(deepcopy=False))
+            note_home(folder, url, owned)
             undo.pop_all()
         return stored
 
     @classmethod
     def read(cls, folder: Path, storage: str | None) -> "Storage":
         """For reading, without a lock."""
-        if storage is None and not (folder / "study.db").is_file():
-            raise StudyError(f"A study's folder must hold `study.db`, but {folder} does not; name another, or give the study's storage.")
-        rdb = connect(require_safe(storage) if storage is not None else file_url(folder), skip_table_creation=True)
+        if storage is None and not (folder / DEFAULT).is_file():
+            home = home_of(folder)
+            where = "name another, or give the study's storage" if home in (None, DEFAULT) else f"its study lives in {home}: give --storage"
+            raise StudyError(f"A study's folder must hold `study.db`, but {folder} does not; {where}.")
+        url = url_of(folder, storage)
+        backend = connect(url, skip_table_creation=True)
         try:
-            names = optuna.get_all_study_names(rdb)
+            names = optuna.get_all_study_names(backend)
             mark = folder / "study.json"
             name = json.loads(mark.read_text())["name"] if mark.is_file() else names[0] if len(names) == 1 else folder.resolve().name
             if name not in names:
                 raise StudyError(f"The storage must hold study {name!r}, but it holds {names}; name the folder that began the study.")
-            study = optuna.load_study(study_name=name, storage=rdb, sampler=RandomSampler(seed=0))
+            study = optuna.load_study(study_name=name, storage=backend, sampler=RandomSampler(seed=0))
             if "settings" not in study.user_attrs:
                 raise StudyError(f"A study must have settings, but {name!r} was killed before it had; begin it again.")
-            return cls(folder=folder, study=study, storage=rdb)
+            return cls(folder=folder, study=study, storage=backend)
         except (*STORAGE_ERRORS, ValueError) as error:
-            disconnect(rdb)
+            disconnect(backend)
             raise error if isinstance(error, StudyError) else unreadable(folder, error) from error
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger.of(self.folder)
+        self.ledger, self._inode = Ledger.of(self.folder), inode(self.file)
 
     @property
     def objectives(self) -> dict[str, str]:
         """Each objective with its direction."""
-        return dict(self.study.user_attrs["objectives"])
+        return dict(self.attributes["objectives"])
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The study's attributes, as soon as the storage gives them."""
+        return persist(lambda: self.study.user_attrs)
 
     def set_study_attribute(self, name: str, value: Any) -> None:
         """One attribute of the study."""
         self._write(lambda: self.study.set_user_attr(name, value))
-        self.ledger.set_study(name, value)
+        persist(lambda: self.ledger.set_study(name, value))
 
     def set_attribute(self, number: int, name: str, value: Any) -> None:
         """One attribute of a RUNNING trial."""
         self._write(lambda: self.storage.set_trial_user_attr(trial_id(self.study, self.storage, number), name, value))
-        self.ledger.set(number, name, value)
+        persist(lambda: self.ledger.set(number, name, value))
 
     def add(self, number: int, template: FrozenTrial) -> None:
         """A trial in one transaction, once, even if the first try's answer was lost."""
@@ -117,32 +126,40 @@ class Storage:
                 self.study.add_trial(template)
 
         self._write(write)
-        self.ledger.add(number, template)
+        persist(lambda: self.ledger.add(number, template))
 
     def finish(self, number: int, state: TrialState, values: Mapping[str, float] | None, constraints: Mapping[str, float]) -> None:
         """Constraints, then the state."""
         self._write(lambda: set_constraints(self.study, self.storage, number, constraints))
         told = None if values is None else list(values.values())
         self._write(lambda: self.study.tell(number, told, state=state, skip_if_finished=True))
-        self.ledger.finish(number, persist(lambda: self.storage.get_trial(trial_id(self.study, self.storage, number))))
+        ended = persist(lambda: self.storage.get_trial(trial_id(self.study, self.storage, number)))
+        persist(lambda: self.ledger.finish(number, ended))
 
     def close(self) -> None:
         """Gives locks and connections back."""
         disconnect(self.storage)
-        for lock in (self.server_lock, self.lock):
-            if lock is not None:
-                lock.close()
+        for held in reversed(self.locks):
+            held.close()
 
     def _write(self, action: Callable[[], T]) -> T:
         """Writes while this driver holds its locks, and only then."""
 
         def write() -> T:
-            for lock in (self.lock, self.server_lock):
-                if lock is not None:
-                    lock.require()
+            for held in self.locks:
+                held.require()
+            self._require_there()
             return action()
 
         return persist(write)
+
+    def _require_there(self) -> None:
+        """What is written to a file that was deleted or exchanged is lost without a word."""
+        if self.file is not None and inode(self.file) != self._inode:
+            raise NasAttnError(
+                f"A study's storage must stay where it is, but {self.file} is gone or another file; `nas-attn rebuild {self.folder}` makes "
+                "it anew from the files in the study's folder, then the same command goes on."
+            )
 
     def _agree(self, ours: Mapping[str, Any]) -> None:
         """Writes what identifies a new study, or compares it with a stored one's. `settings` are written last: with them it is begun."""
@@ -158,37 +175,25 @@ class Storage:
                 f"A study must be driven from the folder that began it, but {self.study.study_name!r} was not begun in {self.folder}; "
                 "use that folder, or another name."
             )
-        rows = _differences(theirs, json.loads(json.dumps(ours)), ("objectives", "settings"))
-        if rows:
-            raise StudyError(
-                "A study must go on with the settings that it was begun with, but these differ:\n  "
-                + "\n  ".join(rows)
-                + "\nGive the former ones, or begin another study in another folder."
-            )
+        if rows := differences(theirs, json.loads(json.dumps(ours))):
+            raise StudyError(disagreement(rows))
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Iterable[str], path: str = "") -> list[str]:
-    rows = []
-    for key in keys:
-        old, new = theirs.get(key, "absent"), ours.get(key, "absent")
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            rows += _differences(old, new, sorted({*old, *new}), f"{path}{key}.")
-        elif old != new:
-            rows.append(f"{path}{key}: {old} (study), {new} (now)")
-    return rows
-
-
-def identity(folder: Path, name: str | None) -> dict[str, str]:
-    """The study's name and its owner's mark, kept in the folder: two folders can never drive one study of a shared storage."""
-    mark = folder / "study.json"
-    if not mark.is_file():
-        temporary = folder / f".study.json.{os.getpid()}"
-        temporary.write_text(json.dumps({"name": name or folder.resolve().name, "owner": uuid.uuid4().hex}))
-        temporary.replace(mark)
-    owned: dict[str, str] = json.loads(mark.read_text())
-    if name not in (None, owned["name"]):
-        raise StudyError(f"A folder holds one study, but {folder} holds {owned['name']!r}, not {name!r}; use another folder.")
-    return owned
+def _holds(url: str, owned: Mapping[str, str]) -> bool:
+    """Whether a storage, say one that is reached by another name now, has this folder's study."""
+    file = file_of(url)
+    if file is not None and not file.exists():
+        return False
+    try:
+        backend = connect(url, skip_table_creation=True)
+    except StudyError:
+        return False
+    try:
+        names = optuna.get_all_study_names(backend)
+        found = optuna.load_study(study_name=owned["name"], storage=backend) if owned["name"] in names else None
+        return found is not None and found.user_attrs.get("owner") == owned["owner"]
+    finally:
+        disconnect(backend)
 
 
 def unreadable(folder: Path, error: Exception) -> StudyError:
@@ -199,11 +204,20 @@ def unreadable(folder: Path, error: Exception) -> StudyError:
     )
 
 
-def create(rdb: RDBStorage, name: str, objectives: Mapping[str, str]) -> optuna.Study:
-    """The study of that name, which is there or is begun."""
+def create(backend: BaseStorage, name: str, objectives: Mapping[str, str]) -> optuna.Study:
+    """The study of that name, which is there or is begun.
+
+    Raises:
+        StudyError: a journal that holds another study; a repair would cut off what that one's driver writes.
+    """
     directions = [StudyDirection[direction.upper()] for direction in objectives.values()]
+    names, sampler = persist(lambda: optuna.get_all_study_names(backend)), RandomSampler(seed=0)
+    if isinstance(backend, JournalStorage) and (others := [known for known in names if known != name]):
+        raise StudyError(f"A journal file holds one study, but this one holds {others[0]!r}; give study {name!r} a file of its own.")
+    if name in names:
+        return persist(lambda: optuna.load_study(study_name=name, storage=backend, sampler=sampler))
     return persist(
-        lambda: optuna.create_study(storage=rdb, study_name=name, directions=directions, load_if_exists=True, sampler=RandomSampler(seed=0))
+        lambda: optuna.create_study(storage=backend, study_name=name, directions=directions, load_if_exists=True, sampler=sampler)
     )
 
 
@@ -220,14 +234,14 @@ def write_anew(url: str, owned: Mapping[str, str], attributes: Mapping[str, Any]
     Raises:
         StudyError: the storage holds another's study of that name.
     """
-    rdb, name, objectives = connect(url), owned["name"], attributes["objectives"]
+    backend, name, objectives = connect(url), owned["name"], attributes["objectives"]
     try:
-        if name in optuna.get_all_study_names(rdb):
-            former = optuna.load_study(study_name=name, storage=rdb)
+        if name in optuna.get_all_study_names(backend):
+            former = optuna.load_study(study_name=name, storage=backend)
             if former.get_trials(deepcopy=False) and former.user_attrs.get("owner") != owned["owner"]:
                 raise StudyError(f"A study needs a name of its own, but {hidden(url)} holds another {name!r}; give another storage.")
-            optuna.delete_study(study_name=name, storage=rdb)
-        study = create(rdb, name, objectives)
+            optuna.delete_study(study_name=name, storage=backend)
+        study = create(backend, name, objectives)
         name_objectives(study, objectives)
         study.set_user_attr("owner", owned["owner"])
         for trial in trials:
@@ -235,17 +249,16 @@ def write_anew(url: str, owned: Mapping[str, str], attributes: Mapping[str, Any]
         for key in sorted(attributes.keys() - {"owner"}, key=lambda key: key == "settings"):
             study.set_user_attr(key, attributes[key])
     finally:
-        disconnect(rdb)
+        disconnect(backend)
 
 
-def file_url(folder: Path, name: str = "study.db") -> str:
-    """Where a study is kept by default: SQLite in its folder."""
-    return f"sqlite:///{(folder / name).resolve()}"
-
-
-def connect(url: str, skip_table_creation: bool = False) -> RDBStorage:
-    """A storage, opened as a study needs it."""
+def connect(url: str, skip_table_creation: bool = False) -> BaseStorage:
+    """A storage, opened as a study needs it; with `skip_table_creation` for reading, and nothing is made where there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if (file := journal_of(url)) is not None:
+        if not skip_table_creation:
+            journal.begin(file)
+        return journal.open_journal(file)
     sqlite = not is_server(url)
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     try:
@@ -288,10 +301,11 @@ def _harden(connection: Any, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def disconnect(rdb: RDBStorage) -> None:
+def disconnect(backend: BaseStorage) -> None:
     """Gives every connection back."""
-    rdb.remove_session()
-    rdb.engine.dispose()
+    backend.remove_session()
+    if isinstance(backend, RDBStorage):
+        backend.engine.dispose()
 
 
 def persist(action: Callable[[], T]) -> T:
@@ -299,14 +313,15 @@ def persist(action: Callable[[], T]) -> T:
     for pause in PAUSES_S:
         try:
             return action()
-        except STORAGE_ERRORS:
+        except (*STORAGE_ERRORS, OSError):
             time.sleep(pause)
     try:
         return action()
-    except STORAGE_ERRORS as error:
-        cause = error.__cause__ or error
+    except (*STORAGE_ERRORS, OSError) as error:
+        cause = str(error.__cause__ or error).partition("\n")[0]  # SQLAlchemy adds the statement, with all that was to be written
         raise NasAttnError(
-            f"The study's storage must take writes, but did not for {sum(PAUSES_S):g} s: {cause}; free it, then run the same command."
+            f"The study's storage and folder must take writes, but did not for {sum(PAUSES_S):g} s: {cause}; free them, then run the same "
+            "command."
         ) from error
 
 

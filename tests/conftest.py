@@ -31,6 +31,19 @@ def postgres() -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(params=["sqlite", "journal", pytest.param("postgresql", marks=pytest.mark.slow)])
+def every_storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Keeps the studies of a test in each kind of storage in turn."""
+    from study_targets import Shelf
+
+    if request.param == "postgresql":
+        monkeypatch.setattr(Shelf, "url", request.getfixturevalue("postgres").fresh())
+    elif request.param == "journal":
+        monkeypatch.setattr(Shelf, "url", "journal://{folder}/study.journal")
+        monkeypatch.setattr("nas_attn.journal.ORPHAN_S", 0.05)
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The YAML of 32 train and 4 val images of drawn digits."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from postgres_server import wait
+
 if TYPE_CHECKING:
     from fault_run import Run
 
@@ -213,14 +215,15 @@ def storage_gone(run: "Run", rng: random.Random) -> None:
 
 def server_stopped(run: "Run", rng: random.Random) -> None:
     """PostgreSQL is shut down, is away for some seconds, and comes back."""
-    run.server.stop()
+    run.server.program.stop()
     time.sleep(rng.uniform(2, 6))
-    run.server.start()
+    run.server.program.start()
+    wait(run.server)
 
 
 def server_slow(run: "Run", rng: random.Random) -> None:
     """PostgreSQL does not answer for some seconds."""
-    with _stopped(run.server.processes()):
+    with _stopped(run.server.program.suspend()):
         time.sleep(rng.uniform(3, 8))
 
 

@@ -22,37 +22,51 @@ import pytest
 USER = "tester"
 
 
+@dataclass(slots=True)
+class Program:
+    """The server's own process, which tests may end, begin again and suspend."""
+
+    command: list[str | Path]
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        """What the server says."""
+        return self.folder / "log"
+
+    def start(self) -> None:
+        """Begins it, and does not wait until it answers."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Ends it: SIGINT is a fast shutdown in which connections are ended, SIGQUIT is as good as a crash."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(60)
+            self.process = None
+
+    def suspend(self) -> list[int]:
+        """Stops it and all that it has begun where they are, as a machine that hangs; the processes."""
+        assert self.process is not None
+        family = [self.process.pid, *_children(self.process.pid)]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        return family
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: where, and the password of its only user."""
+    """A running server: where, the password of its only user, and its process."""
 
     port: int
     password: str
-    command: list[str | Path] = field(default_factory=list)
-    folder: Path = Path()
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    program: Program = field(compare=False)
 
     def url(self, database: str, password: str | None = None) -> str:
         """The URL of a database, as a user would write it."""
         return f"postgresql://{USER}:{password or self.password}@127.0.0.1:{self.port}/{database}"
-
-    def start(self) -> None:
-        """Begins it, and waits until it answers."""
-        with (self.folder / "log").open("a") as log:
-            self.running.append(subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder))
-        _wait(self, self.running[-1], self.folder / "log")
-
-    def stop(self) -> None:
-        """A fast shutdown: connections are ended."""
-        process = self.running.pop()
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-
-    def processes(self) -> list[int]:
-        """It and its children."""
-        own = self.running[-1].pid
-        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-        return [own, *map(int, children)]
 
     def run(self, text: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """One statement, with all rights."""
@@ -85,7 +99,7 @@ def server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-pg-"))
     try:
         prefix = _lent(folder)
-        running = Server(port=_free_port(), password=secrets.token_hex(16), folder=folder)
+        running = Server(port=_free_port(), password=secrets.token_hex(16), program=Program([], folder))
         secret = folder / "password"
         secret.write_text(running.password)
         secret.chmod(0o644)  # within a folder that only the server's user may enter
@@ -93,13 +107,13 @@ def server() -> Iterator[Server]:
         subprocess.run([*prefix, place / "initdb", "-D", folder / "data", *options], check=True, capture_output=True, cwd=folder)
         settings = {"listen_addresses": "127.0.0.1", "port": running.port, "unix_socket_directories": "", "fsync": "off"}
         given = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        running.command.extend([*prefix, place / "postgres", "-D", folder / "data", *given])
+        running.program.command = [*prefix, place / "postgres", "-D", folder / "data", *given]
+        running.program.start()
         try:
-            running.start()
+            wait(running)
             yield running
         finally:
-            if running.running:
-                running.stop()
+            running.program.stop()
     finally:
         shutil.rmtree(folder)
 
@@ -123,13 +137,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(running: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait(running: Server) -> None:
+    """Until it answers."""
     import psycopg
 
+    program = running.program
     for _ in range(600):
-        assert process.poll() is None, log.read_text()
+        assert program.process is not None
+        assert program.process.poll() is None, program.log.read_text()
         with contextlib.suppress(psycopg.OperationalError):
             running.run("SELECT 1")
             return
         time.sleep(0.1)
-    raise AssertionError(log.read_text())
+    raise AssertionError(program.log.read_text())

@@ -17,9 +17,10 @@ import optuna
 from sqlalchemy.pool import NullPool
 
 from nas_attn import record
-from nas_attn.address import require_safe
+from nas_attn.address import journal_of, require_safe
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import Unavailable, Unfit
+from nas_attn.files import write_atomic
 from nas_attn.outcome import (
     CHECKPOINT,
     Cost,
@@ -60,20 +61,25 @@ LIMITS = {"latency_ratio": 1.3, "params_m": 4.0}
 
 
 class Shelf:
-    """Where the studies of a test are kept: `url` is None for SQLite in their folders."""
+    """Where the studies of a test are kept: `url` is None for SQLite in their folders; `{folder}` in it stands for a study's own."""
 
     url: str | None = None
+
+    @classmethod
+    def at(cls, folder: Path) -> str | None:
+        """The storage of the study in `folder`."""
+        return None if cls.url is None else cls.url.format(folder=folder)
 
 
 def load_study(folder: Path, storage: str | None = None) -> Snapshot:
     """As `record.load_study`, from the test's storage."""
-    return record.load_study(folder, storage or Shelf.url)
+    return record.load_study(folder, storage or Shelf.at(folder))
 
 
 def open_record(folder: Path, **changes: Any) -> Record:
     """A record of that space, in the test's storage."""
     options = {
-        "storage": Shelf.url,
+        "storage": Shelf.at(folder),
         "settings": SETTINGS,
         "objectives": OBJECTIVES,
         "space": space(),
@@ -99,12 +105,14 @@ def tell_next(record: Record, verdict: Outcome, trial_cost: Cost | None = None) 
 
 def stored_study(folder: Path) -> optuna.Study:
     """The same study as Optuna alone sees it."""
-    url = Shelf.url or f"sqlite:///{folder / 'study.db'}"
+    url = Shelf.at(folder) or f"sqlite:///{folder / 'study.db'}"
     return optuna.load_study(study_name=folder.name, storage=optunas_storage(url))
 
 
-def optunas_storage(url: str) -> optuna.storages.RDBStorage:
+def optunas_storage(url: str) -> optuna.storages.BaseStorage:
     """A storage without us, which leaves no connection open."""
+    if (file := journal_of(url)) is not None:
+        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
     return optuna.storages.RDBStorage(require_safe(url), engine_kwargs={"poolclass": NullPool})
 
 
@@ -176,9 +184,7 @@ def train(folder: Path, job: Job, fake: Fake) -> Outcome:
     outcome = score(job, fake)
     if job.epochs is not None:
         (place / CHECKPOINT).write_text("paused")
-    temporary = place / "outcome.tmp"
-    temporary.write_text(outcome_file_text(job, outcome))
-    temporary.rename(place / "outcome.json")
+    write_atomic(place / "outcome.json", lambda file: file.write_text(outcome_file_text(job, outcome)))
     return outcome
 
 

@@ -1,10 +1,11 @@
 """URLs of storages: what is refused and why, how PostgreSQL's are rewritten, and that no message holds a password."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
-from nas_attn.address import hidden, is_server, require_safe, without_secrets
+from nas_attn.address import file_of, hidden, is_server, journal_of, require_safe, without_secrets
 from nas_attn.errors import StudyError
 
 
@@ -18,7 +19,7 @@ from nas_attn.errors import StudyError
         ("mysql://me:hunter2@host/db", "nothing here was tested on MySQL"),
         ("mysql+pymysql://me:hunter2@host/db", "nothing here was tested on MySQL"),
         ("MariaDB://me:hunter2@host/db", "nothing here was tested on MySQL"),
-        ("journal:///hunter2.log", "one torn line"),
+        ("file:///hunter2.log", "one torn line"),
         ("runs/hunter2.log", "one torn line"),
         ("hunter2.journal", "one torn line"),
     ],
@@ -75,6 +76,24 @@ def test_the_other_driver_will_do_and_none_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(StudyError, match=r"pip install 'nas-attn\[postgres\]'"):
         require_safe("postgres://host/db")
+
+
+def test_a_journal_file_must_be_insisted_on_by_its_scheme_and_a_whole_path():
+    assert require_safe("journal:///a/study.log") == require_safe("JOURNAL:////a/study.log") == "journal:///a/study.log"
+    assert journal_of("journal:///a/study.log") == file_of("journal:///a/study.log") == Path("/a/study.log")
+    assert not is_server("journal:///a/study.log")
+    assert hidden("journal:///a/study.log") == "journal:///a/study.log"
+    for text in ("journal://", "journal://study.log", "journal:///a/"):
+        with pytest.raises(StudyError, match="must name a file from the root on"):
+            require_safe(text)
+    with pytest.raises(StudyError, match=r"to insist on one write journal:///FOLDER/FILE"):
+        require_safe("study.log")
+
+
+def test_the_file_of_a_storage():
+    assert file_of("sqlite:////a/study.db") == Path("/a/study.db")
+    assert file_of("postgresql+psycopg://host/db") is None
+    assert journal_of("sqlite:////a/study.db") is None
 
 
 def test_sqlite_stays_as_it_is():

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import TINY_SPACE
 from study_targets import BASE, Fake, measured, open_record, setup, space, tell_next
 
 from nas_attn import cli_search, cli_storage, report, study
@@ -43,6 +45,32 @@ def test_rebuild_says_what_it_did_and_refuses_what_can_be_read(tmp_path):
     assert f"put aside: {tmp_path / 'study.db.broken-1'}" in done.stdout
     assert "holds 1 trials again (1 measured)" in done.stdout
     assert len(load_study(tmp_path).trials) == 1
+
+
+def test_search_extends_a_study_when_asked_to_and_names_the_option_when_not(tmp_path, tiny_study, digits):
+    folder = tmp_path / "study"
+    shutil.copytree(tiny_study, folder)
+    larger = tmp_path / "larger.yaml"
+    larger.write_text(TINY_SPACE.replace("LIA: {f: [8]}", "LIA: {f: [8, 16]}\n  CoordAtt: {}").replace("neck_P4]", "neck_P4, P5]"))
+    command = ["search", larger, "--data", digits, "--trials", 3, "--out", folder, "--pool", "inline", "--device", "cpu"]
+    refused = run(*command)
+    assert refused.returncode == 2, refused.stderr
+    lines = refused.stderr.splitlines()
+    assert lines[-1] == "With --extend the study goes on in the new space and keeps its trials; or give the former settings."
+    assert "  settings.spec.sites: added P5" in lines
+    assert "  settings.spec.modules.LIA.f: added 16" in lines
+    assert any(line.startswith("  settings.spec.modules.CoordAtt: added") for line in lines)
+    before = load_study(folder)
+    done = run(*command, "--extend")
+    assert done.returncode == 0, done.stderr
+    assert "extended: settings.spec.sites: added P5" in done.stdout
+    assert "3 trials moved into the new space; the former study is kept as study" in " ".join(done.stdout.split())
+    after = load_study(folder)
+    assert after.trials == before.trials
+    assert "P5" in (folder / "space.yaml").read_text()
+    again = run(*command, "--extend")
+    assert again.returncode == 0, again.stderr
+    assert "extended" not in again.stdout
 
 
 @pytest.mark.parametrize("given", ["option", "variable"])

@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from study_targets import RECIPE, open_record
@@ -19,6 +21,12 @@ ELSEWHERE = Holder(host="node-3", boot="another", pid=4711, birth="1", started=0
 def _no_waits_for_the_disk(monkeypatch):
     monkeypatch.setattr(storage, "PRAGMAS", ("journal_mode=WAL", "synchronous=OFF"))
     monkeypatch.setattr(files, "_fsync", lambda _: None)
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """As on a file system of many machines."""
+    monkeypatch.setattr(lock, "file_system", lambda _: "nfs4")
 
 
 def _leave(folder, holder, age_s):
@@ -41,6 +49,7 @@ def test_a_lock_says_who_holds_it_and_is_empty_when_it_was_given_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
 
 
+@pytest.mark.usefixtures("shared")
 def test_a_driver_elsewhere_that_lives_is_not_disturbed_though_the_kernel_gives_its_lock(tmp_path):
     _leave(tmp_path, ELSEWHERE, 4)
     with pytest.raises(StudyError, match=r"process 4711 on host node-3 drives .*, last sign of life \d s ago; wait for it or stop it"):
@@ -51,6 +60,7 @@ def test_a_driver_elsewhere_that_lives_is_not_disturbed_though_the_kernel_gives_
         open_record(tmp_path)
 
 
+@pytest.mark.usefixtures("shared")
 def test_the_place_of_one_elsewhere_that_fell_silent_is_taken_with_a_warning(tmp_path):
     _leave(tmp_path, ELSEWHERE, lock.STALE_S + 60)
     with open_record(tmp_path) as record:
@@ -63,6 +73,45 @@ def test_a_driver_that_died_here_leaves_its_place_at_once(tmp_path):
     _leave(tmp_path, replace(Holder.here(), birth="1"), 1)
     held = FolderLock.take(tmp_path)
     assert held.warning is None
+    held.close()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "overlay", "nfs4", "cifs", "fuse.sshfs", "9p", "virtiofs", "ceph", "lustre", "gpfs", ""])
+def test_after_a_reboot_nobody_waits_where_only_this_machine_can_hold_the_lock(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(lock, "file_system", lambda _: kind)
+    _leave(tmp_path, replace(Holder.here(), boot="before the crash", pid=os.getpid()), 1)
+    if kind in ("ext4", "overlay"):
+        held = FolderLock.take(tmp_path)
+        assert held.warning is None
+        held.close()
+    else:  # another machine, or another container, may bear the same name
+        with pytest.raises(StudyError, match="after 300 s of silence its place is free"):
+            FolderLock.take(tmp_path)
+
+
+def test_the_file_system_is_that_of_the_nearest_mount(tmp_path, monkeypatch):
+    text = (
+        "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:3 / /net/a\\040b rw,relatime shared:1 - nfs4 host:/x rw\n"
+        "3 1 8:2 / /net/a\\040b/disk rw - xfs /dev/b rw\n4 3 0:9 / /net/a\\040b/disk rw - cifs //host/x rw\n"
+    )
+    monkeypatch.setattr(lock, "_read", lambda _: text)
+    names = ["/x", "/net/a b", "/net/a b/c/d", "/net/a", "/net/a bc", "/net/a b/disk/e"]
+    assert [lock.file_system(Path(name)) for name in names] == ["ext4", "nfs4", "nfs4", "ext4", "ext4", "cifs"]
+    monkeypatch.setattr(lock, "_read", lambda _: "")
+    assert lock.file_system(tmp_path) == ""
+    monkeypatch.undo()
+    assert lock.file_system(tmp_path) == subprocess.check_output(["stat", "-f", "-c", "%T", tmp_path], text=True).strip().replace(
+        "ext2/ext3", "ext4"
+    ).replace("overlayfs", "overlay")
+
+
+def test_the_lock_of_a_file_lies_beside_it(tmp_path):
+    file = tmp_path / "study.journal"
+    held = FolderLock.take(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.journal.driver.lock"]
+    with pytest.raises(StudyError, match=r"drives \S+/study.journal, last sign of life"):
+        FolderLock.take(file)
+    FolderLock.take(tmp_path).close()
     held.close()
 
 

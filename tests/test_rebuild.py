@@ -63,7 +63,14 @@ def _search(folder, trials=18, pool=None, **options):
     given = {"base": BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "limits": {"latency_ratio": 1.3}, "base_seeds": 2}
     spec = SpaceSpec.from_dict({**given, "controls": True})
     pool = pool or InlinePool("study_targets:serve")
-    options = {"sampler": "random", "storage": Shelf.url, "command": "nas-attn search toy", "repeats": 5, "next_repeat": _next, **options}
+    options = {
+        "sampler": "random",
+        "storage": Shelf.at(folder),
+        "command": "nas-attn search toy",
+        "repeats": 5,
+        "next_repeat": _next,
+        **options,
+    }
     return study.run(folder, spec, space(), setup(folder, MIXED), pool, trials=trials, controls=CONTROLS, **options)
 
 
@@ -175,6 +182,23 @@ def _fill(folder):
         record.begin_repeat(2, 1)
         record.save_repeat(2, job_of(record.trials[2], seed=1), measured(0.5))
         return record.snapshot()
+
+
+def test_a_study_is_rebuilt_in_every_storage(tmp_path, every_storage):
+    before, url = _fill(tmp_path), Shelf.at(tmp_path)
+    with pytest.raises(StudyError, match="holds 5 trials"):
+        rebuild.rebuild(tmp_path, url)
+    if every_storage == "postgresql":
+        optuna.delete_study(study_name=tmp_path.name, storage=optunas_storage(url))
+    else:
+        (tmp_path / ("study.db" if url is None else "study.journal")).write_bytes(b"garbage\n" * 500 + b"{}")
+    with pytest.raises(StudyError, match=r"nas-attn rebuild|must hold study"):
+        load_study(tmp_path)
+    made = rebuild.rebuild(tmp_path, url)
+    assert made.snapshot == before == load_study(tmp_path)
+    assert made.lost == ()
+    with open_record(tmp_path) as record:
+        assert record.ask(RECIPE).number == 5
 
 
 def test_a_study_that_can_be_read_is_kept_unless_forced(tmp_path):
@@ -290,7 +314,7 @@ def test_a_study_moves_to_a_server_and_back(tmp_path, postgres):
     with open_record(tmp_path, storage=url) as record:
         record.ask(RECIPE)
         longer = record.snapshot()
-    with pytest.raises(StudyError, match="knows more of trial 5"):
+    with pytest.raises(StudyError, match=r"lives in postgresql\S+, not in study.db; give its own --storage, or move .* `nas-attn rebuild"):
         open_record(tmp_path)
     assert rebuild.rebuild(tmp_path, force=True).snapshot == longer
 

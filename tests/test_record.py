@@ -34,10 +34,9 @@ def _no_waits_for_the_disk(monkeypatch):
     monkeypatch.setattr(files, "_fsync", lambda _: None)
 
 
-@pytest.fixture(autouse=True, params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def _both_storages(request, monkeypatch):
-    if request.param == "postgresql":
-        monkeypatch.setattr(Shelf, "url", request.getfixturevalue("postgres").fresh())
+@pytest.fixture(autouse=True)
+def _in_every_storage(every_storage):
+    pass
 
 
 def test_the_four_outcomes_have_their_states_kinds_and_constraints(tmp_path):
@@ -259,8 +258,9 @@ class _Killed(BaseException):
 @pytest.mark.parametrize("point", range(7))
 def test_a_kill_between_any_two_writes_of_a_tell_is_made_good(tmp_path, monkeypatch, point):
     writes = 0
+    backend = optuna.storages.JournalStorage if "{folder}" in str(Shelf.url) else optuna.storages.RDBStorage
     for name in ("set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
-        original = getattr(optuna.storages.RDBStorage, name)
+        original = getattr(backend, name)
 
         def write(self, *args, original=original, **options):
             nonlocal writes
@@ -269,7 +269,7 @@ def test_a_kill_between_any_two_writes_of_a_tell_is_made_good(tmp_path, monkeypa
             writes += 1
             return original(self, *args, **options)
 
-        monkeypatch.setattr(optuna.storages.RDBStorage, name, write)
+        monkeypatch.setattr(backend, name, write)
     record = open_record(tmp_path)
     trial = record.ask(RECIPE)
     writes = -1000

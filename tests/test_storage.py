@@ -10,12 +10,12 @@ from multiprocessing import get_context
 
 import optuna
 import pytest
-from study_targets import BASE, OBJECTIVES, RECIPE, cost, job_of, measured, open_record, stored_study, tell_next
+from study_targets import BASE, OBJECTIVES, RECIPE, Shelf, cost, job_of, load_study, measured, open_record, stored_study, tell_next
 
 from nas_attn import files, storage
 from nas_attn.errors import InputError, NasAttnError, StudyError
 from nas_attn.outcome import Rejected
-from nas_attn.record import load_study
+from nas_attn.rebuild import rebuild
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +28,13 @@ def _no_waits_for_the_disk(request, monkeypatch):
 # -- who may open it -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_a_second_driver_is_refused_and_a_reader_is_not(tmp_path):
     with open_record(tmp_path) as record:
         record.ask(RECIPE)
         with pytest.raises(StudyError, match=f"process {os.getpid()} on host {socket.gethostname()} drives .*, last sign of life"):
             open_record(tmp_path)
-        code = f"from nas_attn.record import load_study; print(len(load_study({str(tmp_path)!r}).trials))"
+        code = f"from nas_attn.record import load_study; print(len(load_study({str(tmp_path)!r}, {Shelf.at(tmp_path)!r}).trials))"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
     open_record(tmp_path).close()
 
@@ -45,6 +46,7 @@ def _hold(folder, pipe):
     record.close()
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_the_lock_of_a_killed_driver_is_free(tmp_path):
     ours, theirs = get_context("fork").Pipe()
     process = get_context("fork").Process(target=_hold, args=(tmp_path, theirs), daemon=True)
@@ -57,6 +59,7 @@ def test_the_lock_of_a_killed_driver_is_free(tmp_path):
     open_record(tmp_path).close()
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_other_settings_are_refused_with_both_values_and_other_keys_are_not_named(tmp_path):
     open_record(tmp_path).close()
     changed = {"spec": {"seed": 1, "proxy": {"epochs": 6, "lr0": 0.1}}, "space": "abc"}
@@ -81,7 +84,7 @@ def test_one_study_of_a_shared_storage_is_driven_from_one_folder(tmp_path):
     assert load_study(tmp_path / "a", url).name == "search"
     assert len(load_study(tmp_path / "a", url).trials) == 1
     assert load_study(tmp_path / "c", url).name == "c"
-    with pytest.raises(StudyError, match=r"must hold `study.db`"):
+    with pytest.raises(StudyError, match=r"must hold `study.db`, but .* its study lives in sqlite:///\S+shared.db: give --storage"):
         load_study(tmp_path / "a")
     with pytest.raises(StudyError, match="holds one study"):
         open_record(tmp_path / "a", storage=url, name="another")
@@ -97,6 +100,52 @@ def test_a_moved_study_goes_on_and_one_database_file_is_enough_to_read_it(tmp_pa
     (tmp_path / "c").mkdir()
     (tmp_path / "b" / "study.db").rename(tmp_path / "c" / "study.db")
     assert len(load_study(tmp_path / "c").trials) == 1
+
+
+def test_a_folder_whose_study_lives_elsewhere_never_gets_a_second_one(tmp_path):
+    folder, url, another = tmp_path / "a", f"sqlite:///{tmp_path / 'one.db'}", f"sqlite:///{tmp_path / 'two.db'}"
+    with open_record(folder, storage=url) as record:
+        record.ask(RECIPE)
+        before = record.snapshot()
+    here = r"that of \S+/a lives in sqlite:///\S+/one.db, not in {}; give its own --storage, or move .* `nas-attn rebuild \S+/a{}`"
+    with pytest.raises(StudyError, match=here.format("study.db", "")):
+        open_record(folder)
+    with pytest.raises(StudyError, match=here.format(r"sqlite:///\S+/two.db", " --storage URL")):
+        open_record(folder, storage=another)
+    assert not (folder / "study.db").exists()
+    assert not (tmp_path / "two.db").exists()
+    assert rebuild(folder, another).snapshot == before  # the way that is named is one
+    open_record(folder, storage=another).close()
+    with pytest.raises(StudyError, match=r"lives in sqlite:///\S+/two.db, not in study.db"):
+        open_record(folder)
+
+
+def test_a_study_in_its_folder_is_not_begun_elsewhere_also_if_it_was_begun_before_this_was_kept(tmp_path):
+    with open_record(tmp_path / "a") as record:
+        record.ask(RECIPE)
+    mark = tmp_path / "a" / "study.json"
+    for text in (mark.read_text(), json.dumps({name: json.loads(mark.read_text())[name] for name in ("name", "owner")})):
+        mark.write_text(text)
+        with pytest.raises(StudyError, match=r"lives in study.db, not in sqlite:\S+; leave --storage out, or move"):
+            open_record(tmp_path / "a", storage=f"sqlite:///{tmp_path / 'two.db'}")
+    assert not (tmp_path / "two.db").exists()
+    open_record(tmp_path / "a").close()
+    (tmp_path / "a" / "study.db").rename(tmp_path / "moved.db")  # by hand: it is the same study
+    mark.write_text(text)
+    with open_record(tmp_path / "a", storage=f"sqlite:///{tmp_path / 'moved.db'}") as record:
+        assert len(record.trials) == 1
+
+
+def test_a_server_that_is_reached_by_another_name_is_the_same(tmp_path, postgres):
+    url = postgres.fresh()
+    with open_record(tmp_path / "a", storage=url) as record:
+        record.ask(RECIPE)
+    with open_record(tmp_path / "a", storage=url.replace("127.0.0.1", "localhost")) as record:
+        assert len(record.trials) == 1
+    assert "localhost" in (tmp_path / "a" / "study.json").read_text()
+    assert postgres.password not in (tmp_path / "a" / "study.json").read_text()
+    with pytest.raises(StudyError, match=r"lives in postgresql\S+localhost\S+, not in postgresql"):
+        open_record(tmp_path / "a", storage=postgres.fresh())
 
 
 def test_unreadable_studies_are_errors_of_input(tmp_path):
@@ -125,6 +174,7 @@ def test_a_password_is_never_printed(tmp_path):
     open_record(tmp_path).close()
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_an_unknown_sampler_leaves_no_study_behind(tmp_path):
     with pytest.raises(InputError, match="Known: model, nsga2, random, tpe"):
         open_record(tmp_path / "a", sampler="gp")
@@ -146,18 +196,26 @@ def test_sqlite_runs_in_wal_mode_with_full_synchronisation(tmp_path):
     connection.close()
 
 
+def _backend():
+    """The class of Optuna's storage that the test is in, and the name of what makes a trial there."""
+    journal = str(Shelf.url).startswith("journal")
+    return (optuna.storages.JournalStorage, "create_new_trial") if journal else (optuna.storages.RDBStorage, "_create_new_trial")
+
+
+@pytest.mark.usefixtures("every_storage")
 def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 4)
     failures = iter([1, 1, 1])
-    for name in ("_create_new_trial", "set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
-        original = getattr(optuna.storages.RDBStorage, name)
+    backend, create = _backend()
+    for name in (create, "set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
+        original = getattr(backend, name)
 
         def flaky(self, *args, original=original, **options):
             if next(failures, 0):
                 raise optuna.exceptions.StorageInternalError("locked")
             return original(self, *args, **options)
 
-        monkeypatch.setattr(optuna.storages.RDBStorage, name, flaky)
+        monkeypatch.setattr(backend, name, flaky)
     with open_record(tmp_path) as record:
         trial = record.ask(RECIPE)
         for write in (
@@ -175,9 +233,11 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch
         assert record.ask(RECIPE).number == 1
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 2)
-    original = optuna.storages.RDBStorage._create_new_trial
+    backend, create = _backend()
+    original = getattr(backend, create)
     answers = iter([1])
 
     def deaf(self, *args, **options):
@@ -186,13 +246,14 @@ def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
             raise optuna.exceptions.StorageInternalError("connection lost after the commit")
         return result
 
-    monkeypatch.setattr(optuna.storages.RDBStorage, "_create_new_trial", deaf)
+    monkeypatch.setattr(backend, create, deaf)
     with open_record(tmp_path) as record:
         record.ask(RECIPE)
         record.ask(RECIPE)
         assert [t.number for t in record.snapshot().trials] == [0, 1]
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_optunas_own_tools_work_on_it(tmp_path):
     with open_record(tmp_path) as record:
         tell_next(record, measured(0.3))

@@ -13,14 +13,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from study_targets import BASE, Fake, FakePool, executions, measured, score, serve, setup, space, stored_study, train
+from study_targets import BASE, Fake, FakePool, Shelf, executions, load_study, measured, score, serve, setup, space, stored_study, train
 
 from nas_attn import files, storage, study
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError, StudyError
 from nas_attn.outcome import CHECKPOINT, Failure, Measured, Rejected, Stopped, full_length, outcome_file_text, outcome_to_dict
 from nas_attn.pool import InlinePool
-from nas_attn.record import Record, load_study
+from nas_attn.record import Record
 from nas_attn.spec import SpaceSpec
 from nas_attn.work import Done
 
@@ -57,6 +57,7 @@ def _run(folder, *, trials=6, fake=None, pool=None, spec=None, sampler="random",
         pool or InlinePool(TARGET),
         trials=trials,
         sampler=sampler,
+        storage=Shelf.at(folder),
         on_event=None if events is None else events.append,
         **options,
     )
@@ -351,6 +352,7 @@ def test_a_repeat_that_fails_is_spent_and_changes_no_value(tmp_path):
     assert _run(tmp_path / "a", trials=3, repeats=2, next_repeat=_fewest) == snapshot
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_a_repeat_that_was_under_way_is_adopted_or_run_again(tmp_path):
     folder = tmp_path / "a"
     first = _run(folder, trials=3)
@@ -580,6 +582,7 @@ def test_bad_input_is_refused_before_there_is_a_study(tmp_path):
 # -- going on --------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_more_trials_may_be_asked_for_later_and_nothing_else_may_change(tmp_path):
     few = _digests(_run(tmp_path / "a", trials=3))
     more = _digests(_run(tmp_path / "a", trials=7))
@@ -627,6 +630,7 @@ def test_a_fit_of_a_study_that_is_gone_is_not_taken_over(tmp_path):
     assert stale.exists()
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_outcome_files_are_adopted_and_torn_ones_run_again(tmp_path):
     whole = _run(tmp_path / "whole", trials=4)
     folder, pool = tmp_path / "a", FakePool(slots=1)
@@ -657,6 +661,7 @@ def test_outcome_files_are_adopted_and_torn_ones_run_again(tmp_path):
     assert _digests(snapshot) == _digests(whole)
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_a_kill_of_the_driver_is_not_a_loss_of_the_worker_but_not_for_ever(tmp_path, monkeypatch):
     folder = tmp_path / "a"
 
@@ -699,6 +704,7 @@ def _story(snapshot):
     return [*zip(_digests(snapshot), verdicts, trained, strict=True)]
 
 
+@pytest.mark.usefixtures("every_storage")
 @pytest.mark.parametrize(
     ("sampler", "when", "options"),
     [
@@ -769,6 +775,7 @@ def _kill_until_done(folder, trials, slots, rng, longest_s):
         return kills
 
 
+@pytest.mark.usefixtures("every_storage")
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_study_killed_at_random_moments_loses_nothing(tmp_path, slots):
     wanted = _digests(_run(tmp_path / "whole", trials=12, fake=replace(MIXED, seconds=0.01)))
@@ -819,6 +826,7 @@ def test_the_checks_of_law_6_can_fail(tmp_path):
         _require_law_6(tmp_path / "a", 3)
 
 
+@pytest.mark.usefixtures("every_storage")
 def test_interrupts_leave_a_study_that_goes_on(tmp_path):
     folder, calls = tmp_path / "a", []
 
