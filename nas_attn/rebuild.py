@@ -41,6 +41,8 @@ def rebuild(folder: Path, storage: str | None = None, force: bool = False) -> Re
     if not folder.is_dir():
         raise StudyError(f"A study's folder must be a folder, but {folder} is none; give the one that holds `ledger` and `trials`.")
     url = require_safe(storage) if storage is not None else file_url(folder)
+    if not (folder / FOLDER).is_dir():  # before a lock is written into what is no study's folder
+        _require_enough(folder, {}, {})
     with contextlib.ExitStack() as held:
         held.enter_context(contextlib.closing(FolderLock.take(folder)))
         owned = identity(folder, None)
