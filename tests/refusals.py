@@ -153,6 +153,6 @@ def reason(message: str) -> str:
     text = re.sub(r"^(\S+: )([\w.]*?)[^.:]+(: must be (?:a known|a module's|a hyperparameter|a cost|an objective))", r"\1\2W\3", text)
     text = re.sub(r"(unable to parse[^;,]*), but got V", r"\1", text)
     text = re.sub(r"argument\(s\) \(.*\);", "argument(s) V;", text)
-    text = re.sub(r"(No such option: |, but |file or folder, but: ).*?(?=;| is none| is no file| does not)", r"\1V", text)
+    text = re.sub(r"(No such option: ).*?(?=;)|(, but )[^;]*?(?= is none| is no file| does not)", r"\1\2V", text)
     text = re.sub(r"0x[0-9a-f]+", "N", text)
     return " ".join(re.sub(r"[-+]?\d[\d.,e+-]*", "N", text).split())[:200]

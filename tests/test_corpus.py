@@ -10,7 +10,7 @@ from refusals import SEARCH
 
 ALL = corpus()
 FOUND = [name for name, entry in ALL.items() if entry["from"] in FUZZERS]
-REMEDY = re.compile(r"; \S|\. Did you mean|Known: |Objectives: ")
+REMEDY = re.compile(r"; \S|\. Did you mean|Known: |Objectives: |Rows with one map ")
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def show(out: Path) -> int:
         broken += len(bad)
         sys.stdout.write(f"{file.stem}: {kept['executions']} executions, {kept['seconds']:.0f} s, {len(kept['seen'])} verdicts\n")
         for entry in bad:
-            sys.stdout.write(f"  broken: {entry['reason']}: {entry['message'][:120]}\n")
+            sys.stdout.write(f"  broken: {entry['key']}: {entry['message'][:120]}\n")
     return 1 if broken else 0
 
 

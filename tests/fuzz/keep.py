@@ -21,7 +21,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
 
-import yaml
+import yaml  # noqa: E402
 from malformed import CORPUS, FUZZERS, KINDS, entries, tried  # noqa: E402
 from targets import TARGETS, words  # noqa: E402
 
