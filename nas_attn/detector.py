@@ -300,6 +300,7 @@ def load_model(file: Path) -> nn.Module:
     return model.eval()
 
 
+@lru_cache(maxsize=4)
 def sites(graph: Graph, scale: str) -> tuple[Site, ...]:
     """Where attention can go: every row whose output is one map that a later row reads, with channels and stride of the built model.
 
