@@ -9,6 +9,7 @@ from urllib.parse import quote, quote_plus
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 
+from nas_attn.document import is_file
 from nas_attn.errors import StudyError, nearest
 
 SAFE = ("postgresql", "sqlite")
@@ -86,7 +87,7 @@ def without_secrets(words: str, text: str) -> str:
 
 def _scheme_of_path(text: str) -> str:
     # A text without a scheme may be a password that slipped; it is never repeated.
-    if Path(text).suffix in (".log", ".journal") or Path(text).is_file():
+    if Path(text).suffix in (".log", ".journal") or is_file(Path(text)):
         return "journal"
     raise StudyError(f"A storage must be a URL, but what was given has no scheme; {REMEDY}.")
 

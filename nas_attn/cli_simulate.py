@@ -80,7 +80,7 @@ def _names(option: str, text: str) -> list[str]:
     """The names in a comma list."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise InputError(f"`--{option}` must name something, as in a,b, but got {text!r}.")
+        raise InputError(f"`--{option}` must name something, but got {text!r}; write e.g. a,b.")
     return names
 
 
@@ -89,7 +89,7 @@ def _directions(maximize: str, minimize: str) -> dict[str, str]:
     both = sorted(set(up) & set(down))
     if both or not up + down:
         what = f"{', '.join(both)} is in both" if both else "there are none"
-        raise InputError(f"Every objective must be in one of `--maximize` and `--minimize`, but {what}.")
+        raise InputError(f"Every objective must be in one of `--maximize` and `--minimize`, but {what}; name each in one.")
     return dict.fromkeys(up, "maximize") | dict.fromkeys(down, "minimize")
 
 
@@ -99,7 +99,7 @@ def _pairs(option: str, text: str) -> dict[str, str]:
         return {}
     pairs = [part.partition("=") for part in _names(option, text)]
     if any(not name or not value for name, _, value in pairs):
-        raise InputError(f"`--{option}` must be written NAME=VALUE,NAME=VALUE, but got {text!r}.")
+        raise InputError(f"`--{option}` must be written NAME=VALUE,NAME=VALUE, but got {text!r}; write e.g. map=30,latency=p90.")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
@@ -107,7 +107,7 @@ def _noise(text: str) -> float | dict[str, float]:
     try:
         return {name: float(value) for name, value in _pairs("noise", text).items()} if "=" in text else float(text)
     except ValueError:
-        raise InputError(f"`--noise` must be a number, or NAME=NUMBER,NAME=NUMBER, but got {text!r}.") from None
+        raise InputError(f"`--noise` must be a number, or NAME=NUMBER,NAME=NUMBER, but got {text!r}; write e.g. 0.3.") from None
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ import hashlib
 import os
 import random
 import re
-import struct
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from nas_attn.document import is_file, read_file
 from nas_attn.errors import DataError, nearest, shown
+from nas_attn.image import size
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_YAML_BYTES = 1 << 20
@@ -31,7 +29,6 @@ MAX_CLASSES = 100_000
 """A head has a channel for each class."""
 KEYS = ("path", "train", "val", "test", "names", "nc", "download")
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +74,7 @@ def read_labels(image: str, classes: int) -> Labels:
     Raises:
         DataError: an unreadable image, or a label row that is not `class x y w h` (or a polygon) relative to the image.
     """
-    height_px, width_px = _image_size(image)
+    height_px, width_px = size(image)
     file = label_file(image)
     rows = _label_rows(file, classes) if file.is_file() else []
     values = np.unique(np.array(rows, dtype=np.float32).reshape(-1, 5), axis=0)
@@ -270,41 +267,6 @@ def _lines(file: Path, kind: str) -> list[str]:
         if "\0" in line:
             raise DataError(f"{file}: line {number}: {kind} must be text, but the line holds a zero byte; write the file again.")
     return lines
-
-
-def _image_size(image: str) -> tuple[int, int]:
-    """Height and width as decoded, from the header; no pixel is read, but a PNG's end is looked for, without which it is half a file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of a size that can only be an attack, or of a header that lies
-            with Image.open(image) as picture:
-                width_px, height_px = picture.size
-                # Pillow turns the size of a TIFF by itself.
-                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if picture.format != "TIFF" else 1
-        if not _has_end(image):
-            raise OSError("it ends before its last chunk")
-    except (UnidentifiedImageError, ImportError) as error:  # Ultralytics, once imported, asks for a HEIF reader that is not installed
-        raise DataError(f"Every image must be readable, but {image} is no image that Pillow knows; remove it from the split.") from error
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, struct.error, Warning, _BOMB) as error:
-        # What Pillow's readers raise where a header is not what they take it for.
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"Every image must be readable, but {image} is not ({reason.rstrip('.')}); remove it from the split.") from error
-    return (width_px, height_px) if orientation in {5, 6, 7, 8} else (height_px, width_px)
-
-
-_BOMB = Image.DecompressionBombError
-
-
-def _has_end(image: str) -> bool:
-    """Whether a PNG has its last chunk: a copy that broke off decodes to a half-black image without a word. Other files have."""
-    with Path(image).open("rb") as stream:
-        if stream.read(len(_PNG)) != _PNG:
-            return True
-        while len(head := stream.read(8)) == 8:
-            if head[4:] == b"IEND":
-                return True
-            stream.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    return False
 
 
 def _label_rows(file: Path, classes: int) -> list[list[float]]:

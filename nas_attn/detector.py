@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, SETTINGS
 from ultralytics.utils.events import events
 
+from nas_attn import burden
 from nas_attn.architecture import Architecture
 from nas_attn.document import is_file, read_file
 from nas_attn.errors import GraphError, InputError, TransferError, nearest, shown
@@ -81,9 +83,18 @@ def base_sites(base: str) -> tuple[Graph, str, tuple[Site, ...]]:
     """
     graph, scale = load_base(base)
     try:
+        if is_file(Path(base)):
+            _require_light(graph, scale)
         return graph, scale, sites(graph, scale)
     except GraphError as error:
         raise GraphError(f"{base}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _require_light(graph: Graph, scale: str) -> None:
+    """Once for a graph: tensors without memory take their time too, some seconds of a large base."""
+    _require_modules(graph)
+    burden.require(base_yaml(graph, scale), PROBE_PX)
 
 
 def shipped() -> tuple[str, ...]:
@@ -289,6 +300,7 @@ def load_model(file: Path) -> nn.Module:
     return model.eval()
 
 
+@lru_cache(maxsize=4)
 def sites(graph: Graph, scale: str) -> tuple[Site, ...]:
     """Where attention can go: every row whose output is one map that a later row reads, with channels and stride of the built model.
 

@@ -29,7 +29,7 @@ def rungs_for(spec: SpaceSpec, fidelity: str) -> tuple[int, ...]:
         InputError: an unknown fidelity.
     """
     if fidelity not in FIDELITIES:
-        raise InputError(f"A fidelity is one of {', '.join(FIDELITIES)}, but got {fidelity!r}.")
+        raise InputError(f"A fidelity is one of {', '.join(FIDELITIES)}, but got {fidelity!r}; write one of them.")
     whole = (spec.proxy.epochs,)
     return whole if fidelity == "full" else spec.proxy.rungs or rungs_of(spec.proxy.epochs)
 

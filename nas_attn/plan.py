@@ -206,7 +206,10 @@ def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
 def _split(spec: SpaceSpec, found: data.DataSet, labels: list[data.Labels], score_on: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if score_on == "val":
         return found.train, found.val
-    return data.split_search_val(labels, spec.search_val, spec.seed)
+    try:
+        return data.split_search_val(labels, spec.search_val, spec.seed)
+    except DataError as error:
+        raise DataError(f"{found.yaml_file}: {error}") from error
 
 
 def _check_weights(spec: SpaceSpec, graph: Graph, scale: str, names: tuple[str, ...], weights: Path) -> None:

@@ -40,6 +40,8 @@ def rebuild(folder: Path, storage: str | None = None, force: bool = False) -> Re
         raise StudyError(f"A study's folder must be a folder, but {folder} is none; give the one that holds `ledger` and `trials`.")
     url = url_of(folder, storage)
     file = folder / DEFAULT if storage is None else journal_of(url)
+    if not (folder / FOLDER).is_dir():  # before a lock is written into what is no study's folder
+        _require_enough(folder, {}, {})
     with contextlib.ExitStack() as held:
         owned, _, _ = lock(held, folder, url, None)
         ledger = Ledger.of(folder)

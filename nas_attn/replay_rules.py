@@ -84,7 +84,7 @@ def make_rules(
         kind = "all" if charge_invalid else "valid"
         raise InputError(
             f"A replay needs 1 to {limit} trials (the table's {kind} combinations), repeats and steps of at "
-            f"least 1 and no negative seed, but got {trials} trials, {repeats} repeats, every {every} trials, seed {seed}."
+            f"least 1 and no negative seed, but got {trials} trials, {repeats} repeats, every {every} trials, seed {seed}; correct that."
         )
     for name in (*known, *reference):
         if name not in table.directions:
@@ -94,7 +94,9 @@ def make_rules(
     point = {name: told.get(name, worst[name]) for name in table.directions}
     maximum = hypervolume(table, None, point)
     if not maximum > 0:
-        raise InputError(f"A row of the table must be better than the reference in every objective, but none is better than {point}.")
+        raise InputError(
+            f"A row of the table must be better than the reference in every objective, but none is better than {point}; name a worse one."
+        )
     return Rules(
         table=table,
         trials=trials,
@@ -136,7 +138,9 @@ def _reference(table: Table, name: str, value: float | str) -> float:
         number = math.nan
     percentile = isinstance(value, str) and value.startswith("p")
     if not math.isfinite(number) or (percentile and not 0 <= number <= 100):
-        raise InputError(f"A reference must be a number or a percentile p0 to p100 of the table's column, but got {name}={value}.")
+        raise InputError(
+            f"A reference must be a number or a percentile p0 to p100 of the table's column, but got {name}={value}; write e.g. 30 or p90."
+        )
     return float(np.percentile(table.values[name], number)) if percentile else number
 
 

@@ -264,6 +264,8 @@ def connect(url: str, skip_table_creation: bool = False) -> BaseStorage:
     try:
         if sqlite and not skip_table_creation:
             _run_pragmas(url, options)
+        if sqlite and skip_table_creation:
+            _require_there(url)  # SQLite would make an empty one
         if not sqlite and skip_table_creation:
             _require_tables(url)  # a storage that Optuna refuses would leave its connection open
         rdb = RDBStorage(url, engine_kwargs=options, skip_table_creation=skip_table_creation)
@@ -279,6 +281,12 @@ def connect(url: str, skip_table_creation: bool = False) -> BaseStorage:
         sqlalchemy.event.listen(rdb.engine, "connect", _harden)
         rdb.engine.dispose()  # the connection that made the tables was opened without
     return rdb
+
+
+def _require_there(url: str) -> None:
+    where = sqlalchemy.make_url(url)
+    if where.database and "uri" not in where.query and not Path(where.database).is_file():
+        raise StudyError(f"The storage {hidden(url)} must hold a study, but there is no such file; name another, or begin one.")
 
 
 def _require_tables(url: str) -> None:

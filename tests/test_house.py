@@ -42,7 +42,9 @@ HOUSE: dict[str, set[str]] = {
     "runner": {"torch"},
     "latency": {"torch", "numpy"},
     "setup": {"torch"},
-    "data": {"yaml", "numpy", "PIL"},
+    "image": {"PIL"},
+    "data": {"numpy"},
+    "burden": {"torch", "ultralytics"},
     "detector": {"torch", "ultralytics", "yaml"},
     "train": {"torch", "ultralytics", "numpy", "yaml"},
     "dataset": {"ultralytics", "numpy", "cv2"},  # decodes images as Ultralytics does, to the bit
