@@ -1,7 +1,7 @@
 """Files that are whole or not there, also after a power cut."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -13,6 +13,18 @@ def write_atomic(file: Path, write: Callable[[Path], object]) -> None:
     _fsync(temporary)
     temporary.replace(file)
     _fsync(file.parent)
+
+
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Texts of files in one folder, each whole or not at all; the folder is synchronized once for all of them."""
+    for file, text in texts.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        temporary.replace(file)
+    for folder in {file.parent for file in texts}:
+        _fsync(folder)
 
 
 def _fsync(path: Path) -> None:

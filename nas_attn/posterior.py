@@ -113,7 +113,8 @@ def recommend_rows(
 def _model(snapshot: Snapshot) -> tuple[list[Trial], Candidates, Tried] | None:
     """The trials that say something, as candidates in the order of their numbers, and what they say."""
     ordered = sorted(snapshot.trials, key=lambda t: t.number)
-    trials = [t for t in ordered if t.cost is not None and observations(t, snapshot.trials, snapshot.objectives)]
+    rises: dict[tuple[str, int], float] = {}
+    trials = [t for t in ordered if t.cost is not None and observations(t, snapshot.trials, snapshot.objectives, rises)]
     base = base_trial(snapshot)
     measured = [trial for trial in trials if trial.kind == "measured"]
     if len(measured) < LEAST or base is None or base not in measured or not set(SCORES) & set(snapshot.objectives):

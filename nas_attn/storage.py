@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,6 +25,7 @@ from nas_attn.address import hidden, is_server, require_safe, without_secrets
 from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.ledger import Ledger
 from nas_attn.lock import FolderLock
+from nas_attn.rows import Change, Rows, rows_of
 from nas_attn.server_lock import ServerLock
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ class Storage:
     server_lock: ServerLock | None = None
     fresh: bool = False
     ledger: Ledger = field(init=False)
+    rows: Rows = field(init=False)
 
     @classmethod
     def drive(
@@ -65,9 +67,10 @@ class Storage:
             undo.callback(disconnect, rdb)
             study = create(rdb, owned["name"], objectives)
             stored = cls(folder=folder, study=study, storage=rdb, lock=lock, server_lock=server_lock)
-            stored.ledger.require_not_ahead(study.user_attrs, study.get_trials(deepcopy=False))
+            trials = stored.rows.trials()
+            stored.ledger.require_not_ahead(study.user_attrs, trials)
             stored._agree({"owner": owned["owner"], "objectives": dict(objectives), "settings": dict(settings)})
-            stored.ledger.agree(study.user_attrs, study.get_trials(deepcopy=False))
+            stored.ledger.agree(study.user_attrs, trials)
             undo.pop_all()
         return stored
 
@@ -92,7 +95,7 @@ class Storage:
             raise error if isinstance(error, StudyError) else unreadable(folder, error) from error
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger.of(self.folder)
+        self.ledger, self.rows = Ledger.of(self.folder), rows_of(self.study, self.storage)
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -104,27 +107,30 @@ class Storage:
         self._write(lambda: self.study.set_user_attr(name, value))
         self.ledger.set_study(name, value)
 
-    def set_attribute(self, number: int, name: str, value: Any) -> None:
-        """One attribute of a RUNNING trial."""
-        self._write(lambda: self.storage.set_trial_user_attr(trial_id(self.study, self.storage, number), name, value))
-        self.ledger.set(number, name, value)
+    def set_attributes(self, changes: Sequence[Change]) -> None:
+        """Attributes of RUNNING trials, in one transaction."""
+        if changes:
+            self._write(lambda: self.rows.set(changes))
+            self.ledger.set(changes)
 
-    def add(self, number: int, template: FrozenTrial) -> None:
-        """A trial in one transaction, once, even if the first try's answer was lost."""
+    def add(self, first: int, templates: Sequence[FrozenTrial]) -> None:
+        """Trials numbered from `first` on in one transaction, once, even if the first try's answer was lost."""
+        if templates:
+            self._write(lambda: self.rows.add(first, templates))
+            self.ledger.add(first, templates)
 
-        def write() -> None:
-            if len(self.study.get_trials(deepcopy=False)) == number:
-                self.study.add_trial(template)
-
-        self._write(write)
-        self.ledger.add(number, template)
-
-    def finish(self, number: int, state: TrialState, values: Mapping[str, float] | None, constraints: Mapping[str, float]) -> None:
-        """Constraints, then the state."""
-        self._write(lambda: set_constraints(self.study, self.storage, number, constraints))
+    def finish(
+        self,
+        number: int,
+        state: TrialState,
+        values: Mapping[str, float] | None,
+        user: Mapping[str, Any],
+        constraints: Mapping[str, float],
+    ) -> None:
+        """The end of a trial: attributes, constraints and state in one transaction."""
         told = None if values is None else list(values.values())
-        self._write(lambda: self.study.tell(number, told, state=state, skip_if_finished=True))
-        self.ledger.finish(number, persist(lambda: self.storage.get_trial(trial_id(self.study, self.storage, number))))
+        self._write(lambda: self.rows.finish(number, state, told, user, constraints))
+        self.ledger.finish(number, state, told, user, constraints)
 
     def close(self) -> None:
         """Gives locks and connections back."""
@@ -230,8 +236,7 @@ def write_anew(url: str, owned: Mapping[str, str], attributes: Mapping[str, Any]
         study = create(rdb, name, objectives)
         name_objectives(study, objectives)
         study.set_user_attr("owner", owned["owner"])
-        for trial in trials:
-            study.add_trial(trial)
+        rows_of(study, rdb).add(0, list(trials))
         for key in sorted(attributes.keys() - {"owner"}, key=lambda key: key == "settings"):
             study.set_user_attr(key, attributes[key])
     finally:
@@ -308,22 +313,3 @@ def persist(action: Callable[[], T]) -> T:
         raise NasAttnError(
             f"The study's storage must take writes, but did not for {sum(PAUSES_S):g} s: {cause}; free it, then run the same command."
         ) from error
-
-
-def trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int:
-    """What a storage calls a trial."""
-    return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study.study_name), number)
-
-
-def open_trial(study: optuna.Study, storage: BaseStorage, number: int) -> optuna.trial.Trial:
-    """A handle on a stored RUNNING trial. `Trial` is not meant to be made by users of Optuna: this is the one place that does."""
-    return optuna.trial.Trial(study, trial_id(study, storage, number))
-
-
-def set_constraints(study: optuna.Study, storage: BaseStorage, number: int, constraints: Mapping[str, float]) -> None:
-    """Sets what is not set yet of a RUNNING trial's constraints: Optuna keeps the first value of each, and warns at a second."""
-    trial = open_trial(study, storage, number)
-    known = trial.constraints
-    for name, value in constraints.items():
-        if name not in known:
-            trial.set_constraint(name, value)

@@ -70,6 +70,7 @@ HOUSE: dict[str, set[str]] = {
     "lock": set(),
     "server_lock": {"sqlalchemy"},
     "ledger": {"optuna"},
+    "rows": {"optuna", "sqlalchemy"},
     "storage": {"optuna", "sqlalchemy"},
     "sampler": {"optuna"},
     "record": {"optuna", "sqlalchemy"},

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from study_targets import BASE, OBJECTIVES, RECIPE, cost, job_of, measured, open_record, stored_study, tell_next
 
-from nas_attn import files, storage
+from nas_attn import files, rows, storage
 from nas_attn.errors import InputError, NasAttnError, StudyError
 from nas_attn.outcome import Rejected
 from nas_attn.record import load_study
@@ -149,15 +149,18 @@ def test_sqlite_runs_in_wal_mode_with_full_synchronisation(tmp_path):
 def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 4)
     failures = iter([1, 1, 1])
-    for name in ("_create_new_trial", "set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
-        original = getattr(optuna.storages.RDBStorage, name)
+    for owner, name in [
+        (optuna.storages.RDBStorage, "set_study_user_attr"),
+        *((rows.TableRows, name) for name in ("add", "set", "finish")),
+    ]:
+        original = getattr(owner, name)
 
         def flaky(self, *args, original=original, **options):
             if next(failures, 0):
                 raise optuna.exceptions.StorageInternalError("locked")
             return original(self, *args, **options)
 
-        monkeypatch.setattr(optuna.storages.RDBStorage, name, flaky)
+        monkeypatch.setattr(owner, name, flaky)
     with open_record(tmp_path) as record:
         trial = record.ask(RECIPE)
         for write in (
@@ -177,7 +180,7 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch
 
 def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 2)
-    original = optuna.storages.RDBStorage._create_new_trial
+    original = rows.TableRows.add
     answers = iter([1])
 
     def deaf(self, *args, **options):
@@ -186,7 +189,7 @@ def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
             raise optuna.exceptions.StorageInternalError("connection lost after the commit")
         return result
 
-    monkeypatch.setattr(optuna.storages.RDBStorage, "_create_new_trial", deaf)
+    monkeypatch.setattr(rows.TableRows, "add", deaf)
     with open_record(tmp_path) as record:
         record.ask(RECIPE)
         record.ask(RECIPE)
