@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
@@ -37,6 +36,7 @@ from nas_attn.outcome import (
     outcome_to_dict,
     read_outcome_file,
 )
+from nas_attn.rows import running_trial
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
 from nas_attn.storage import STORAGE_ERRORS, Storage, unreadable
@@ -310,7 +310,8 @@ class Record:
         first, added, templates = len(self._trials), list[Trial](), list[FrozenTrial]()
         for number, (architecture, system) in enumerate(choices, first):
             trial, genes = Trial(number=number, state="RUNNING", kind=None, architecture=architecture), self._space.encode(architecture)
-            templates.append(self._template(architecture, genes, recipe, system))
+            user = {"architecture": architecture.to_json(), "digest": architecture.digest(), "recipe": asdict(recipe)}
+            templates.append(running_trial(genes, self._mirror.distributions, user, system))
             self._digests.add(architecture.digest())
             self._mirror.add(trial, genes, system)
             added.append(trial)
@@ -319,21 +320,6 @@ class Record:
             self._trials[trial.number], self._counts[trial.number] = trial, {"attempts": {}, "losses": {}}
         self._kinds[None] += len(added)
         return added
-
-    def _template(self, architecture: Architecture, genes: Mapping[str, Any], recipe: Recipe, system: Mapping[str, Any]) -> FrozenTrial:
-        return FrozenTrial(  # not `create_trial`, which checks every gene anew
-            number=-1,
-            trial_id=-1,
-            state=TrialState.RUNNING,
-            value=None,
-            datetime_start=datetime.now(),
-            datetime_complete=None,
-            params=dict(genes),
-            distributions=self._mirror.distributions,
-            user_attrs={"architecture": architecture.to_json(), "digest": architecture.digest(), "recipe": asdict(recipe)},
-            system_attrs=dict(system),
-            intermediate_values={},
-        )
 
 
 def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:

@@ -291,7 +291,7 @@ def _by_observations(here: Codes, covariances: Sequence[Floats], values: Floats)
 
 def _by_choices(here: Codes, covariances: Sequence[Floats], values: Floats) -> list[Floats]:
     """The same effects, by a system of as many equations as all genes have choices: the one for thousands of observations."""
-    roots = [_root(covariance) for covariance in covariances]
+    roots = [_exact_root(covariance) for covariance in covariances]
     columns = np.concatenate([root[here[:, g]] for g, root in enumerate(roots)], axis=1)
     weights = np.linalg.solve(columns.T @ columns + SLACK * np.eye(columns.shape[1]), columns.T @ values)
     ends = np.cumsum([len(root) for root in roots])[:-1]
@@ -325,8 +325,12 @@ def _root(covariance: Floats) -> Floats:
     try:
         return np.asarray(cholesky(covariance + JITTER * np.eye(len(covariance)), lower=True, check_finite=False))
     except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(covariance)
-        return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
+        return _exact_root(covariance)
+
+
+def _exact_root(covariance: Floats) -> Floats:
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
 
 
 def _columns(candidates: Candidates) -> Floats:
