@@ -11,7 +11,8 @@ What the pool itself does (scores, outcome files) takes no time. 12 sites with 6
 
 Two files: a timeline with a row every `--every` told trials (driver milliseconds a trial since the row before, share of the workers' time
 that was lost waiting for the driver, resident memory), and one row more in `scale-12x6-w<workers>-s<seconds>.csv`: means and percentiles,
-and the seconds to open the finished study again (`open_s` as a driver, `load_s` as a reader) and to write its report. `--minutes` ends a run early: the row says how many trials it was.
+and the seconds to open the study again (`open_s` as a driver, `load_s` as a reader). `--minutes` ends a run early: the row says how
+many trials it was.
 """
 
 import argparse
@@ -40,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import postgres_server
 from study_targets import BASE, cost, space
 
-from nas_attn import cli_search, report, study
+from nas_attn import cli_search, study
 from nas_attn.architecture import Architecture
 from nas_attn.errors import Interrupted
 from nas_attn.export import WEIGHTS
@@ -339,7 +340,7 @@ def drive(options: argparse.Namespace, folder: Path, storage: str | None) -> tup
 def reopened(
     options: argparse.Namespace, folder: Path, spec: SpaceSpec, chosen: SearchSpace, setup: dict[str, Any], storage: str | None
 ) -> dict[str, float]:
-    """Seconds until a next driver has the study, until a reader has, and for the report of it."""
+    """Seconds until a next driver has the study, and until a reader has."""
     gc.collect()
     start = time.perf_counter()
     Record.open(
@@ -354,10 +355,8 @@ def reopened(
         name="scale",
     ).close()
     opened = time.perf_counter()
-    snapshot = load_study(folder, storage)
-    loaded = time.perf_counter()
-    report.write(snapshot, folder)
-    return {"open_s": opened - start, "load_s": loaded - opened, "report_s": time.perf_counter() - loaded}
+    load_study(folder, storage)
+    return {"open_s": opened - start, "load_s": time.perf_counter() - opened}
 
 
 def main() -> None:
