@@ -28,6 +28,7 @@ class Ledger:
     folder: Path
     _pages: dict[int, dict[str, Any]] = field(default_factory=dict)
     _genes: dict[str, str] = field(default_factory=dict)
+    _read: dict[int, dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, study_folder: Path) -> "Ledger":
@@ -72,7 +73,8 @@ class Ledger:
             StudyError: the files know more than the study, which then is lost, or an older copy.
         """
         ended = {frozen.number: frozen.state.is_finished() for frozen in trials}
-        ahead = [f"trial {n}" for n, page in self.pages().items() if n not in ended or (_ended(page) and not ended[n])]
+        self._read = self.pages()
+        ahead = [f"trial {n}" for n, page in self._read.items() if n not in ended or (_ended(page) and not ended[n])]
         ahead += sorted(self.study().keys() - attributes.keys()) if ended else []
         if ahead:
             raise StudyError(
@@ -82,6 +84,7 @@ class Ledger:
 
     def agree(self, attributes: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> None:
         """Writes what the files lack of a study: its last moment before a kill, or everything where there was no ledger yet."""
+        found, self._read = self.pages() if self._read is None else self._read, None
         self._genes = dict(self._read_genes())
         for name in self.study().keys() - attributes.keys():  # of a study that had no trial when it was lost
             self._study_file(name).unlink()
@@ -92,7 +95,7 @@ class Ledger:
             page = _page(frozen.number, frozen)
             if not frozen.state.is_finished():
                 self._pages[frozen.number] = page
-            if self._text(self.file(frozen.number)) != _dumped(page):
+            if found.get(frozen.number) != page:
                 self._choices(frozen)
                 self._write(self.file(frozen.number), page)
 

@@ -55,7 +55,7 @@ class Record:
         self._fit: Mapping[str, Any] | None
         self._repeats, self._kinds = _repeats(stored), Counter[str | None]()
         self._objectives, self._fit = stored.objectives, stored.study.user_attrs.get("fit")
-        for frozen in stored.rows.trials():
+        for frozen in stored.take_trials():
             trial = _trial(frozen, self._objectives, self._repeats)
             self._trials[trial.number] = trial
             self._kinds[trial.kind] += 1

@@ -49,6 +49,7 @@ class Storage:
     fresh: bool = False
     ledger: Ledger = field(init=False)
     rows: Rows = field(init=False)
+    _opened_with: list[FrozenTrial] | None = None
 
     @classmethod
     def drive(
@@ -71,6 +72,7 @@ class Storage:
             stored.ledger.require_not_ahead(study.user_attrs, trials)
             stored._agree({"owner": owned["owner"], "objectives": dict(objectives), "settings": dict(settings)})
             stored.ledger.agree(study.user_attrs, trials)
+            stored._opened_with = trials
             undo.pop_all()
         return stored
 
@@ -101,6 +103,11 @@ class Storage:
     def objectives(self) -> dict[str, str]:
         """Each objective with its direction."""
         return dict(self.study.user_attrs["objectives"])
+
+    def take_trials(self) -> list[FrozenTrial]:
+        """Every trial; the first call after `drive` does not read them anew."""
+        trials, self._opened_with = self._opened_with, None
+        return self.rows.trials() if trials is None else trials
 
     def set_study_attribute(self, name: str, value: Any) -> None:
         """One attribute of the study."""
