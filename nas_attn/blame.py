@@ -40,7 +40,7 @@ class Blame:
 
     def alone(self, number: int, key: str) -> bool:
         """Whether a job has lacked memory beside others."""
-        return self._record.counted(number, CROWDED, key) > 0
+        return self._record.times(number, CROWDED, key) > 0
 
     def wait(self, done: Done) -> None:
         """Where the data set is away, or a disk is full, every training would fail: none is begun for a while, and it is nobody's failure.

@@ -139,16 +139,25 @@ def typed(name: str, *arguments: str, **options: object) -> str:
 def _and_clean(always: Callable[[Any], None], folder: Path, storage: str | None) -> Callable[[Any], None]:
     """Deletes weights that nobody will export every few trials, or a long search would fill the disk."""
     from nas_attn.errors import StudyError
-    from nas_attn.export import keep_weights
+    from nas_attn.export import Cleaner
     from nas_attn.record import load_study
 
+    cleaner: Cleaner | None = None
+    told: list[Any] = []
+
     def on_event(event: Any) -> None:
+        nonlocal cleaner
         always(event)
-        if event.kind == "told" and event.done % CLEAN_EVERY == 0:
+        if event.kind != "told":
+            return
+        told.append(event.trial)
+        if event.done % CLEAN_EVERY == 0:
             try:
-                keep_weights(load_study(folder, storage))
+                cleaner = cleaner or Cleaner(load_study(folder, storage))
             except StudyError:
                 return  # the storage is away, for which the driver waits; the next time will do
+            cleaner.clean(told)
+            told.clear()
 
     return on_event
 

@@ -16,7 +16,8 @@ from nas_attn.errors import StudyError
 from nas_attn.jobs import Jobs
 from nas_attn.outcome import Cost, Failure, Measured, Outcome, Rejected, Stopped, Trial, kind, outcome_from_dict, outcome_to_dict
 from nas_attn.protocol import excess, rejection, words
-from nas_attn.record import FINISHED, REPEATS
+from nas_attn.record import FINISHED
+from nas_attn.stored_trial import REPEATS
 
 TRAINED = "trained"
 STATIC = ("build", "transfer", "cost")

@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,8 @@ from nas_attn.setup import Setup
 from nas_attn.train import WEIGHTS
 
 ROWS = ("backbone", "head")
+BEST = 3
+"""So many trials keep their weights for their score alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +58,48 @@ def export(snapshot: Snapshot, setup: Setup, trial: Trial, to: Path, *, scale: s
     return Exported(folder=to, yaml_file=file, weights=weights)
 
 
-def keep_weights(snapshot: Snapshot, best: int = 3) -> int:
-    """Delete the weights of trials that are neither on the front nor among the `best` by score; returns how many files went.
+def keep_weights(snapshot: Snapshot, best: int = BEST) -> int:
+    """Delete the weights of trials that are not worth exporting; returns how many files went. Those of running trials are kept."""
+    running = {t.architecture.digest() for t in snapshot.trials if t.state == "RUNNING"}
+    kept = worth_exporting(snapshot, best) | running
+    folders = [folder for folder in (snapshot.folder / "trials").glob("*") if folder.name not in kept]
+    return sum(_drop_weights(folder) for folder in folders)
 
-    The base and its seeds are kept.
-    """
+
+def worth_exporting(snapshot: Snapshot, best: int = BEST) -> set[str]:
+    """The digests of the base, of the trials on the front, and of the `best` by score."""
     scored = [t for t in snapshot.trials if t.values is not None]
     top = sorted(scored, key=lambda t: -(t.values or {})["map50_95"])[:best]
     base = [t for t in snapshot.trials if not t.architecture.placements]
-    kept = {t.architecture.digest() for t in (*facts.front_trials(snapshot), *top, *base)}
-    running = {t.architecture.digest() for t in snapshot.trials if t.state == "RUNNING"}
-    doomed = [f for f in (snapshot.folder / "trials").glob(f"*/*/*/{WEIGHTS}") if f.parents[2].name not in kept | running]
-    for file in doomed:
+    return {t.architecture.digest() for t in (*facts.front_trials(snapshot), *top, *base)}
+
+
+class Cleaner:
+    """Deletes, while a search runs, the weights of told trials that are not worth exporting.
+
+    Only trials that were worth it so far are compared with new ones: what has fallen behind never comes back.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        keep_weights(snapshot)
+        self._held = snapshot
+        self.clean([])
+
+    def clean(self, told: Sequence[Trial]) -> int:
+        """Looks at trials that were told since; returns how many files went."""
+        ended = {t.number: t for t in (*self._held.trials, *told) if t.state != "RUNNING"}
+        self._held = replace(self._held, trials=tuple(ended.values()))
+        kept = worth_exporting(self._held)
+        gone = [t for t in ended.values() if t.architecture.digest() not in kept]
+        self._held = replace(self._held, trials=tuple(t for t in ended.values() if t.architecture.digest() in kept))
+        return sum(_drop_weights(self._held.folder / "trials" / t.architecture.digest()) for t in gone)
+
+
+def _drop_weights(folder: Path) -> int:
+    files = [*folder.glob(f"*/*/{WEIGHTS}")]
+    for file in files:
         file.unlink()
-    return len(doomed)
+    return len(files)
 
 
 def best_job(trial: Trial) -> tuple[Job, Measured]:

@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 FULL_PAUSES_S = (0.1, 0.5, 2.0, 10.0, *(30.0,) * 20)
@@ -46,6 +46,22 @@ def _is_full(error: OSError | RuntimeError, file: Path) -> bool:
     holder = next(folder for folder in file.absolute().parents if folder.exists())
     found = os.statvfs(holder)
     return found.f_bavail * found.f_frsize < _LEAST_FREE
+
+
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Texts of files in one folder, each whole or not at all; the folder is synchronized once for all of them."""
+    for file, text in texts.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            _fsync(temporary)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(file)
+    for folder in {file.parent for file in texts}:
+        _fsync(folder)
 
 
 def _fsync(path: Path) -> None:

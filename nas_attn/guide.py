@@ -33,7 +33,7 @@ from nas_attn.errors import InputError
 from nas_attn.facts import measured
 from nas_attn.outcome import Stopped, Trial
 from nas_attn.pareto import layers
-from nas_attn.propose import Tried, propose
+from nas_attn.propose import Tried, propose, propose_many
 from nas_attn.space import SearchSpace
 from nas_attn.surrogate import additive
 
@@ -115,10 +115,28 @@ def choose(
 
     Costs of candidates are the base's plus what the placements of measured trials have cost; what is expected to break a limit is left out.
     """
+    found = choose_many(space, objectives, limits, trials, seen, [seed])
+    return found[0] if found else None
+
+
+def choose_many(
+    space: SearchSpace,
+    objectives: Mapping[str, str],
+    limits: Mapping[str, float],
+    trials: Collection[Trial],
+    seen: Collection[str],
+    seeds: Sequence[int],
+) -> list[Architecture]:
+    """An architecture a seed, to be tried at once, by one model: `choose` for one; fewer where the model knows no other.
+
+    The model has the first seed. While there is none, each is chosen as if those before it had been asked already.
+    """
     sites = sites_of(space)
-    observed = sites.codes(trial.architecture for trial in trials if observations(trial, trials, objectives))
+    rises: dict[tuple[str, int], float] = {}
+    observed = sites.codes(trial.architecture for trial in trials if observations(trial, trials, objectives, rises))
     if not enough_to_begin(sites.genes(), observed):
-        return _starter(space, sites, [trial.architecture for trial in trials], seen, seed)
+        return _starters(space, sites, [trial.architecture for trial in trials], seen, seeds)
+    seed = seeds[0]
     codes = _all_codes(space, sites, trials, objectives, seed)
     known = costs(codes, sites, trials, {*objectives, *limits} - set(SCORES))
     kept = np.ones(len(codes), dtype=bool)
@@ -133,23 +151,27 @@ def choose(
         covariances=sites.covariances(),
         features=features_of(sites, codes[kept], space.sites),
     )
-    row = propose(candidates, objectives, tried, seed)
-    if row is None:
-        return None
-    architecture = sites.architecture(space.base, candidates.codes[row])
-    return None if architecture.digest() in seen else architecture
+    rows = propose_many(candidates, objectives, tried, seed, len(seeds))
+    found = [sites.architecture(space.base, candidates.codes[row]) for row in rows]
+    return [architecture for architecture in found if architecture.digest() not in seen]
 
 
-def observations(trial: Trial, trials: Collection[Trial], objectives: Mapping[str, str]) -> dict[int, dict[str, float]]:
+def observations(
+    trial: Trial, trials: Collection[Trial], objectives: Mapping[str, str], rises: dict[tuple[str, int], float] | None = None
+) -> dict[int, dict[str, float]]:
     """What the trainings of a trial say of the scores among the objectives, by seed: at the highest rung; for a stopped trial what it had
-    shown plus what others rose from there to the end.
+    shown plus what others rose from there to the end. Who asks for many trials of one study gives `rises` to be kept between them.
     """
     names = [name for name in objectives if name in SCORES]
     if isinstance(trial.verdict, Stopped):
         shown = trial.verdict.curve[-1] if trial.verdict.curve else None
         if shown is None:
             return {}
-        return {0: {name: shown[name] + _rise(trials, name, len(trial.verdict.curve)) for name in names}}
+        epochs, rises = len(trial.verdict.curve), {} if rises is None else rises
+        for name in names:
+            if (name, epochs) not in rises:
+                rises[name, epochs] = _rise(trials, name, epochs)
+        return {0: {name: shown[name] + rises[name, epochs] for name in names}}
     if trial.kind not in ("measured", "rejected"):  # a rejected one was trained if a limit on another backend let it be
         return {}
     return {job.seed: {name: getattr(outcome, name) for name in names} for job, outcome in measured(trial)}
@@ -173,13 +195,14 @@ def tried_of(trials: Collection[Trial], sites: Sites, objectives: Mapping[str, s
     values: list[list[float]] = []
     seeds: list[int] = []
     pending: list[list[int]] = []
+    rises: dict[tuple[str, int], float] = {}
     excluded: list[list[int]] = []
     for trial in trials:
         code = sites.code(trial.architecture)
         if trial.kind is None:
             pending.append(code)
             continue
-        found = observations(trial, trials, objectives)
+        found = observations(trial, trials, objectives, rises)
         known = trial.cost.metrics() if trial.cost else {}
         for seed, scores in found.items():
             codes.append(code)
@@ -222,6 +245,20 @@ def _starter(space: SearchSpace, sites: Sites, tried: Sequence[Architecture], se
             alike = np.array([row for row in fresh if np.count_nonzero(row) == size])
             return sites.architecture(space.base, alike[least_tried(alike, sites.codes(tried))])
     return None
+
+
+def _starters(
+    space: SearchSpace, sites: Sites, tried: Sequence[Architecture], seen: Collection[str], seeds: Sequence[int]
+) -> list[Architecture]:
+    """One a seed, each with those before it among what was tried; none twice."""
+    found: list[Architecture] = []
+    for seed in seeds:
+        gone = {*seen, *(architecture.digest() for architecture in found)} if found else seen
+        starter = _starter(space, sites, [*tried, *found], gone, seed)
+        if starter is None:
+            break
+        found.append(starter)
+    return found
 
 
 def _all_codes(space: SearchSpace, sites: Sites, trials: Collection[Trial], objectives: Mapping[str, str], seed: int) -> Codes:

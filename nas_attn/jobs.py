@@ -44,6 +44,8 @@ class Jobs:
     rungs: tuple[int, ...]
     objectives: Mapping[str, str]
     controls: tuple[Control, ...] = field(default=())
+    _known: dict[int, tuple[Trial, Racer | None]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Of each trial as it was seen last, what it is in a race: of thousands, one changes at a time."""
 
     @classmethod
     def of(cls, spec: SpaceSpec, recipe: Recipe, rungs: tuple[int, ...], controls: tuple[Control, ...] = ()) -> "Jobs":
@@ -97,10 +99,10 @@ class Jobs:
 
     def stopped(self, trials: Iterable[Trial], waiting: Sequence[int]) -> dict[int, Stopped]:
         """Which of the waiting trials end at the rung that they reached, and with what."""
-        if not self.races:
+        if not self.races or not waiting:
             return {}
         by_number = {trial.number: trial for trial in trials}
-        chosen = set(waiting) & set(self._race().stopped(self._racers(by_number.values())))
+        chosen = self._race().stopped(self._racers(by_number.values()), set(waiting))
         return {number: _stopped(by_number[number]) for number in sorted(chosen)}
 
     def first(self, trials: Iterable[Trial], waiting: Sequence[int]) -> int:
@@ -115,11 +117,15 @@ class Jobs:
 
     def _racers(self, trials: Iterable[Trial]) -> list[Racer]:
         """Every trial that was measured and has not failed, by its first seed: one seed is the same luck for all of them."""
-        return [
-            Racer(number=trial.number, known=trial.cost.metrics(), shown=self._shown(trial))
-            for trial in trials
-            if trial.cost is not None and trial.kind in (None, "measured", "stopped")
-        ]
+        return [racer for racer in map(self._racer, trials) if racer is not None]
+
+    def _racer(self, trial: Trial) -> Racer | None:
+        known = self._known.get(trial.number)
+        if known is None or known[0] is not trial:
+            races = trial.cost is not None and trial.kind in (None, "measured", "stopped")
+            racer = Racer(number=trial.number, known=trial.cost.metrics(), shown=self._shown(trial)) if trial.cost and races else None
+            known = self._known[trial.number] = trial, racer
+        return known[1]
 
     def _shown(self, trial: Trial) -> dict[int, dict[str, float]]:
         shown: dict[int, dict[str, float]] = {}

@@ -5,7 +5,7 @@ unless the study was lost or is an older copy. Like the storage it knows trials,
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_attn.errors import StudyError
-from nas_attn.files import write_atomic
+from nas_attn.files import write_together
 
 FOLDER = "ledger"
 SCHEMA = 1
@@ -28,6 +28,7 @@ class Ledger:
     folder: Path
     _pages: dict[int, dict[str, Any]] = field(default_factory=dict)
     _genes: dict[str, str] = field(default_factory=dict)
+    _read: dict[int, dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, study_folder: Path) -> "Ledger":
@@ -40,21 +41,29 @@ class Ledger:
         """An attribute of the study."""
         self._write(self._study_file(name), {"schema": SCHEMA, "name": name, "value": value})
 
-    def add(self, number: int, template: FrozenTrial) -> None:
-        """A trial with everything in it."""
-        self._choices(template)
-        self._pages[number] = _page(number, template)
-        self._turn(number)
+    def add(self, first: int, templates: Sequence[FrozenTrial]) -> None:
+        """Trials with everything in them, numbered from `first` on."""
+        for number, template in enumerate(templates, first):
+            self._choices(template)
+            self._pages[number] = _page(number, template)
+        self._turn(range(first, first + len(templates)))
 
-    def set(self, number: int, name: str, value: Any) -> None:
-        """An attribute of a trial that runs."""
-        self._pages[number]["user"][name] = value
-        self._turn(number)
+    def set(self, changes: Sequence[tuple[int, str, Any]]) -> None:
+        """Attributes of trials that run: number, name and value."""
+        for number, name, value in changes:
+            self._pages[number]["user"][name] = value
+        self._turn(dict.fromkeys(number for number, _, _ in changes))
 
-    def finish(self, number: int, told: FrozenTrial) -> None:
+    def finish(
+        self, number: int, state: TrialState, values: Sequence[float] | None, user: Mapping[str, Any], constraints: Mapping[str, float]
+    ) -> None:
         """The end of a trial, after which its page never changes."""
-        self._pages[number] = _page(number, told)
-        self._turn(number)
+        page = self._pages[number]
+        system = {f"constraints:{name}": value for name, value in constraints.items()}
+        page |= {"state": state.name, "values": None if values is None else list(values)}
+        page["user"] |= user
+        page["system"] |= system
+        self._turn([number])
         del self._pages[number]
 
     def require_not_ahead(self, attributes: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> None:
@@ -64,7 +73,8 @@ class Ledger:
             StudyError: the files know more than the study, which then is lost, or an older copy.
         """
         ended = {frozen.number: frozen.state.is_finished() for frozen in trials}
-        ahead = [f"trial {n}" for n, page in self.pages().items() if n not in ended or (_ended(page) and not ended[n])]
+        self._read = self.pages()
+        ahead = [f"trial {n}" for n, page in self._read.items() if n not in ended or (_ended(page) and not ended[n])]
         ahead += sorted(self.study().keys() - attributes.keys()) if ended else []
         if ahead:
             raise StudyError(
@@ -74,6 +84,7 @@ class Ledger:
 
     def agree(self, attributes: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> None:
         """Writes what the files lack of a study: its last moment before a kill, or everything where there was no ledger yet."""
+        found, self._read = self.pages() if self._read is None else self._read, None
         self._genes = dict(self._read_genes())
         for name in self.study().keys() - attributes.keys():  # of a study that had no trial when it was lost
             self._study_file(name).unlink()
@@ -84,7 +95,7 @@ class Ledger:
             page = _page(frozen.number, frozen)
             if not frozen.state.is_finished():
                 self._pages[frozen.number] = page
-            if self._text(self.file(frozen.number)) != _dumped(page):
+            if found.get(frozen.number) != page:
                 self._choices(frozen)
                 self._write(self.file(frozen.number), page)
 
@@ -133,8 +144,8 @@ class Ledger:
             self._genes |= genes
             self._write(self.folder / "genes.json", {"schema": SCHEMA, "genes": self._genes})
 
-    def _turn(self, number: int) -> None:
-        self._write(self.file(number), self._pages[number])
+    def _turn(self, numbers: Iterable[int]) -> None:
+        write_together({self.file(number): _dumped(self._pages[number]) for number in numbers})
 
     def file(self, number: int) -> Path:
         """Where a trial is kept."""
@@ -144,7 +155,7 @@ class Ledger:
         return self.folder / f"study-{name.replace(':', '-')}.json"
 
     def _write(self, file: Path, page: Mapping[str, Any]) -> None:
-        write_atomic(file, lambda target: target.write_text(_dumped(page), encoding="utf-8"))
+        write_together({file: _dumped(page)})
 
     def _text(self, file: Path) -> str:
         try:

@@ -208,7 +208,7 @@ def kind(outcome: Outcome) -> str:
 
 def outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
     """As plain JSON values, with its `kind`."""
-    return {"kind": kind(outcome), **asdict(outcome)}
+    return {"kind": kind(outcome), **{f.name: getattr(outcome, f.name) for f in fields(outcome)}}  # asdict would copy every number
 
 
 def outcome_from_dict(data: Mapping[str, Any]) -> Outcome:

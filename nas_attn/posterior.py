@@ -4,7 +4,9 @@ All measured trials, every seed of each, go through one model (`nas_attn.surroga
 `LEAST` architectures are too few for a model of what their parts do: then there is no posterior, and only observations are shown.
 """
 
+import itertools
 import math
+import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +19,12 @@ from nas_attn.claim import SURE, Claim, claims, worth_repeating
 from nas_attn.facts import base_trial, fastest_first, scores, sigma
 from nas_attn.guide import SCORES, observations, tried_of
 from nas_attn.outcome import Snapshot, Trial
+from nas_attn.pareto import layers
 from nas_attn.propose import Tried, recommended
 
 LEAST = 8
+MOST = 1000
+"""Trials of which anything is claimed: the cost of joint draws is cubic in them. See `_bounded`."""
 POWER = 0.8
 
 
@@ -113,8 +118,10 @@ def recommend_rows(
 def _model(snapshot: Snapshot) -> tuple[list[Trial], Candidates, Tried] | None:
     """The trials that say something, as candidates in the order of their numbers, and what they say."""
     ordered = sorted(snapshot.trials, key=lambda t: t.number)
-    trials = [t for t in ordered if t.cost is not None and observations(t, snapshot.trials, snapshot.objectives)]
+    rises: dict[tuple[str, int], float] = {}
     base = base_trial(snapshot)
+    told = [t for t in ordered if t.cost is not None and observations(t, snapshot.trials, snapshot.objectives, rises)]
+    trials = _bounded(told, base, snapshot.objectives)
     measured = [trial for trial in trials if trial.kind == "measured"]
     if len(measured) < LEAST or base is None or base not in measured or not set(SCORES) & set(snapshot.objectives):
         return None
@@ -130,6 +137,19 @@ def _model(snapshot: Snapshot) -> tuple[list[Trial], Candidates, Tried] | None:
     )
     tried = tried_of(trials, sites, snapshot.objectives)
     return trials, candidates, replace(tried, pending=codes[:0], excluded=codes[:0])
+
+
+def _bounded(trials: Sequence[Trial], base: Trial | None, objectives: Mapping[str, str]) -> list[Trial]:
+    """At most `MOST` trials: the base, half by layers of fronts from the best on, half at random of the rest, of which no more is said."""
+    if len(trials) <= MOST:
+        return list(trials)
+    done = [trial for trial in trials if trial.kind == "measured" and trial.values]
+    points = [[(trial.values or {})[name] for name in objectives] for trial in done]
+    best = itertools.islice(itertools.chain.from_iterable(layers(points, list(objectives.values()))), MOST // 2)
+    kept = {done[i].number for i in best} | ({base.number} if base is not None else set())
+    others = [trial.number for trial in trials if trial.number not in kept]
+    kept |= set(random.Random(len(trials)).sample(others, MOST - len(kept)))
+    return [trial for trial in trials if trial.number in kept]
 
 
 def _sites(placed: Sequence[Sequence[Placement]]) -> Sites:

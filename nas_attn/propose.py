@@ -26,6 +26,10 @@ SCREENS, SHORT, PER_SCREEN = 6, 400, 50
 DRAWS, SETTINGS = 48, 2
 KEPT_TRIED = 120
 MOST_OBSERVATIONS = 500
+MOST_SEEN = 2000
+"""Trials from which the chance to be valid is learned; of more, as many at random."""
+ROUND = 32
+"""Candidates that are chosen on the same joint draws, which tell fewer of them apart the more have been chosen."""
 MARGIN = 0.1
 
 
@@ -127,28 +131,68 @@ class Belief:
 
 def propose(candidates: Candidates, objectives: Mapping[str, str], tried: Tried, seed: int) -> int | None:
     """The row of the candidate to try next, or None when all were tried. The same arguments give the same answer."""
+    rows = propose_many(candidates, objectives, tried, seed, 1)
+    return rows[0] if rows else None
+
+
+def propose_many(candidates: Candidates, objectives: Mapping[str, str], tried: Tried, seed: int, count: int) -> list[int]:
+    """The rows of `count` candidates to try at once, the best first; fewer where no more are left. One of one is `propose`.
+
+    One model for all of them. In rounds of `ROUND` new joint draws are made; within a round each candidate is the one that adds most to
+    the draws' fronts after those before it, which count as tried with their draws for results (greedy, as in arXiv 2105.08195).
+    """
     rng = np.random.default_rng(seed)
     gone = np.isin(keys(candidates.codes), keys(np.concatenate([tried.codes, tried.pending, tried.excluded])))
     fresh = np.flatnonzero(~gone)
     if not len(fresh):
-        return None
+        return []
     if len(fresh) == 1 or not enough_to_begin(candidates.genes, tried.codes):
-        some = rng.choice(fresh, min(STARTERS, len(fresh)), replace=False)
-        return int(some[least_tried(candidates.codes[some], np.concatenate([tried.codes, tried.pending]))])
+        return _starters(candidates, fresh, tried, rng, count)
     belief = Belief(candidates, objectives, _thinned(tried, objectives, rng), seed)
     reference = belief.reference()
-    failed = np.unique(tried.excluded, axis=0)
-    listed = _chances(candidates.codes[fresh], tried, failed, seed) if len(fresh) <= FOREST_ASKED else np.ones(len(fresh))
+    rows: list[int] = []
+    while len(rows) < count and len(fresh):
+        found = _round(belief, fresh, tried, reference, rng, seed + len(rows), min(ROUND, count - len(rows)))
+        rows += found
+        belief.pending = np.union1d(belief.pending, found)
+        fresh = np.setdiff1d(fresh, found)
+    return rows
+
+
+def _starters(candidates: Candidates, fresh: NDArray[np.int64], tried: Tried, rng: np.random.Generator, count: int) -> list[int]:
+    """What was tried least of some random ones, one after the other: before there is a model."""
+    rows: list[int] = []
+    seen = np.concatenate([tried.codes, tried.pending])
+    while len(rows) < count and len(fresh):
+        some = rng.choice(fresh, min(STARTERS, len(fresh)), replace=False)
+        row = int(some[least_tried(candidates.codes[some], seen)])
+        seen, fresh = np.concatenate([seen, candidates.codes[[row]]]), fresh[fresh != row]
+        rows.append(row)
+    return rows
+
+
+def _round(
+    belief: Belief, fresh: NDArray[np.int64], tried: Tried, reference: Floats, rng: np.random.Generator, seed: int, count: int
+) -> list[int]:
+    """At most `count` of the `fresh` rows, chosen on the same joint draws."""
+    codes, failed = belief.candidates.codes, np.unique(tried.excluded, axis=0)
+    listed = _chances(codes[fresh], tried, failed, seed) if len(fresh) <= FOREST_ASKED else np.ones(len(fresh))
     short = _short_list(belief, fresh, listed, reference, rng)
-    chance = _chances(candidates.codes[short], tried, failed, seed)
+    chance = _chances(codes[short], tried, failed, seed)
     held = _relevant(belief)
     drawn = belief.draws(np.concatenate([short, held]), DRAWS, rng, SETTINGS)
-    gains = chance * acquire.improvement(drawn[:, : len(short)], drawn[:, len(short) :], reference).mean(axis=0)
-    if gains.max() > 0:
-        return int(short[int(np.argmax(gains))])
-    # Nothing is expected to improve on anything: look where the least is known of what is nearly good.
-    spread = chance * drawn[:, : len(short)].std(axis=0).sum(axis=1)
-    return int(short[int(np.argmax(spread))])
+    own, known, rows = drawn[:, : len(short)], drawn[:, len(short) :], list[int]()
+    left = np.ones(len(short), dtype=bool)
+    for _ in range(min(count, len(short))):
+        gains = np.where(left, chance, 0.0) * acquire.improvement(own, known, reference).mean(axis=0)
+        if gains.max() <= 0:
+            # Nothing is expected to improve on anything: look where the least is known of what is nearly good.
+            gains = np.where(left, chance, -1.0) * own.std(axis=0).sum(axis=1)
+        best = int(np.argmax(gains))
+        left[best] = False
+        known = np.concatenate([known, own[:, [best]]], axis=1)
+        rows.append(int(short[best]))
+    return rows
 
 
 def _thinned(tried: Tried, objectives: Mapping[str, str], rng: np.random.Generator) -> Tried:
@@ -164,7 +208,12 @@ def _thinned(tried: Tried, objectives: Mapping[str, str], rng: np.random.Generat
 
 
 def _chances(codes: Codes, tried: Tried, failed: Codes, seed: int) -> Floats:
-    return validity(codes, np.unique(tried.codes, axis=0), failed, seed)
+    valid = np.unique(tried.codes, axis=0)
+    if len(failed) and len(valid) + len(failed) > MOST_SEEN:
+        rng = np.random.default_rng(seed)
+        share = MOST_SEEN / (len(valid) + len(failed))
+        valid, failed = (some[rng.random(len(some)) < share] for some in (valid, failed))
+    return validity(codes, valid, failed, seed)
 
 
 def _short_list(belief: Belief, fresh: NDArray[np.int64], chance: Floats, reference: Floats, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ is never stopped, nor one that shows more at its rung than each of them had show
 The same trials give the same answer in whatever order they come: decisions can be replayed from a record.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from statistics import fmean, linear_regression
@@ -56,10 +56,10 @@ class Race:
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
             raise InputError(f"Rungs must be rising whole epochs from 1, but got {self.rungs}; give e.g. (1, 3, 9).")
 
-    def stopped(self, racers: Sequence[Racer]) -> tuple[int, ...]:
-        """The numbers, ascending, of the racers that are to be stopped at the rung that they reached."""
-        finished = self.finished(racers)
-        waiting = [racer for racer in racers if 0 < racer.reached < self.rungs[-1]]
+    def stopped(self, racers: Sequence[Racer], among: Collection[int] | None = None) -> tuple[int, ...]:
+        """The numbers, ascending, of the racers that are to be stopped at the rung that they reached; only those `among` are looked at."""
+        waiting = [r for r in racers if (among is None or r.number in among) and 0 < r.reached < self.rungs[-1]]
+        finished = self.finished(racers) if waiting else []
         return tuple(sorted(racer.number for racer in waiting if self._hopeless(racer, finished)))
 
     def finished(self, racers: Iterable[Racer]) -> list[Racer]:
@@ -71,10 +71,11 @@ class Race:
 
         Ties go by number. Those that have shown nothing yet come first: what they may show has no bound.
         """
-        finished = self.finished(racers)
-        left = sorted((racer for racer in racers if racer.number in set(waiting)), key=lambda racer: racer.number)
+        chosen = set(waiting)
+        left = sorted((racer for racer in racers if racer.number in chosen), key=lambda racer: racer.number)
         ordered = [racer.number for racer in left if not racer.shown]
         left = [racer for racer in left if racer.shown]
+        finished = self.finished(racers) if left else []
         points = [self._optimistic(racer, finished) for racer in left]
         ranked = chain.from_iterable(pareto.layers(points, list(self.objectives.values())))
         return (*ordered, *(left[i].number for i in ranked))
@@ -83,8 +84,8 @@ class Race:
         rivals = [rival for rival in finished if racer.reached in rival.shown]
         if len(rivals) < LEAST_FINISHED:
             return False
-        point, directions = self._optimistic(racer, rivals), list(self.objectives.values())
-        dominated = any(pareto.dominates(self._point(rival), point, directions) for rival in rivals)
+        point = self._losses(self._optimistic(racer, rivals))
+        dominated = any(_dominates(self._losses(self._point(rival)), point) for rival in rivals)
         return dominated and any(self._ahead(rival, racer) for rival in rivals)
 
     def _ahead(self, rival: Racer, racer: Racer) -> bool:
@@ -109,8 +110,17 @@ class Race:
             raise InputError(f"Every objective of a racer must be known or shown, but trial {racer.number} lacks {missing}.")
         return [values[name] for name in self.objectives]
 
+    def _losses(self, point: Sequence[float]) -> list[float]:
+        return [self._loss(name, value) for name, value in zip(self.objectives, point, strict=True)]
+
     def _loss(self, name: str, value: float) -> float:
         return pareto.SIGNS[self.objectives[name]] * value
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """As `pareto.dominates`, for a few numbers that are minimized: thousands of pairs are compared after every rung."""
+    pairs = [*zip(a, b, strict=True)]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
 
 def _highest_end(shown: float, pairs: Sequence[tuple[float, float]]) -> float:

@@ -9,16 +9,15 @@ be changed.
 All of it is kept once more in files (`nas_attn.ledger`).
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import NasAttnError, StudyError
@@ -32,18 +31,17 @@ from nas_attn.outcome import (
     Recipe,
     Snapshot,
     Trial,
-    full_length,
     kind,
-    outcome_from_dict,
     outcome_to_dict,
     read_outcome_file,
 )
 from nas_attn.protocol import excess, require_kind
+from nas_attn.rows import running_trial
 from nas_attn.sampler import Mirror, ask_seed
 from nas_attn.space import SearchSpace
 from nas_attn.storage import BROKEN, STORAGE_ERRORS, Storage, persist, unreadable
+from nas_attn.stored_trial import REPEATS, pair, repeats_of, trained_seconds, trial_of, with_repeats
 
-REPEATS = "repeats:"
 STUDY_NOTES = ("command", "derived")
 """Attributes of a study that a snapshot shows beside its settings."""
 FINISHED = {"measured": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failure": TrialState.FAIL}
@@ -56,10 +54,13 @@ class Record:
         self._stored, self._mirror, self._space, self._limits, self._seed = stored, mirror, space, dict(limits), seed
         self._trials: dict[int, Trial] = {}
         self._counts: dict[int, dict[str, dict[str, int]]] = {}
-        self._repeats = _repeats(stored)
-        for frozen in stored.study.get_trials(deepcopy=False):
-            trial = _trial(frozen, stored.objectives, self._repeats)
+        self._fit: Mapping[str, Any] | None
+        self._repeats, self._kinds = repeats_of(stored.study.user_attrs), Counter[str | None]()
+        self._objectives, self._fit = stored.objectives, stored.study.user_attrs.get("fit")
+        for frozen in stored.take_trials():
+            trial = trial_of(frozen, self._objectives, self._repeats)
             self._trials[trial.number] = trial
+            self._kinds[trial.kind] += 1
             counted = self._repeats.get(trial.number, {}) if frozen.state.is_finished() else frozen.user_attrs
             self._counts[trial.number] = {name: dict(counted.get(name, {})) for name in COUNTERS}
             mirror.add(trial, frozen.params, frozen.system_attrs)
@@ -131,18 +132,28 @@ class Record:
         return MappingProxyType(self._trials)
 
     @property
+    def counted(self) -> int:
+        """Trials that were measured or stopped."""
+        return self._kinds["measured"] + self._kinds["stopped"]
+
+    @property
+    def running(self) -> int:
+        """Trials that have not ended."""
+        return self._kinds[None]
+
+    @property
     def fit(self) -> Mapping[str, Any] | None:
         """What the fit of the base gave, once it is done."""
-        fit: Mapping[str, Any] | None = self._stored.attributes.get("fit")
-        return fit
+        return self._fit
 
     def save_fit(self, fit: Mapping[str, Any]) -> None:
         """Keeps what the fit of the base gave."""
         self._stored.set_study_attribute("fit", dict(fit))
+        self._fit = dict(fit)
 
     def snapshot(self) -> Snapshot:
-        """The study at this moment, read back from the storage."""
-        return persist(lambda: _snapshot(self._stored))
+        """The study at this moment: what `load_study` would read, and what is written already, without reading the trials again."""
+        return persist(lambda: _snapshot(self._stored, tuple(self._trials.values())))
 
     def add(self, architecture: Architecture, recipe: Recipe) -> Trial:
         """A new RUNNING trial of an architecture that no sampler chose: the base, as trial 0.
@@ -152,36 +163,61 @@ class Record:
         """
         if architecture.digest() in self._digests:
             raise StudyError(f"An architecture has at most one trial, but {architecture} has one already; read its result instead.")
-        return self._add(architecture, recipe, {})
+        return self._add([(architecture, {})], recipe)[0]
 
     def ask(self, recipe: Recipe) -> Trial | None:
         """A new RUNNING trial of an architecture that no trial had before, or None when no other can be found in the space.
 
         Depends on the study's seed, the trial's number and the trials so far, on nothing else.
         """
-        chosen = self._mirror.choose(self._space, ask_seed(self._seed, len(self._trials)), self._digests)
-        return self._add(chosen[0], recipe, chosen[1]) if chosen else None
+        asked = self.ask_many(recipe, 1)
+        return asked[0] if asked else None
+
+    def ask_many(self, recipe: Recipe, count: int) -> list[Trial]:
+        """As many new trials in one transaction, all of them or none; fewer where no other can be found in the space.
+
+        One of one is `ask`. Samplers of Optuna choose each after the others, as if it had been asked by itself; the model chooses all at
+        once, each in the knowledge that those before it are under way.
+        """
+        first = len(self._trials)
+        seeds = [ask_seed(self._seed, number) for number in range(first, first + count)]
+        return self._add(self._mirror.choices(self._space, seeds, self._digests), recipe)
 
     def count(self, number: int, counter: str, key: str) -> int:
         """Raises one of a trial's counters (`attempts`: before a job is submitted; the others: what became of it) and returns it."""
+        return self.count_many([number], counter, key)[number]
+
+    def count_many(self, numbers: Sequence[int], counter: str, key: str) -> dict[int, int]:
+        """As `count`, for several trials, those that run in one transaction."""
+        raised = {number: self._raised(number, counter, key) for number in numbers}
+        running = [number for number in numbers if self._trials[number].state == "RUNNING"]
+        self._stored.set_attributes([(number, counter, raised[number]) for number in running])
+        for number in set(numbers).difference(running):
+            self._keep_repeats(number, **{counter: raised[number]})
+        for number, counts in raised.items():
+            self._counts[number][counter] = counts
+        return {number: counts[key] for number, counts in raised.items()}
+
+    def _raised(self, number: int, counter: str, key: str) -> dict[str, int]:
         counts = self._counts[number][counter]
-        raised = {**counts, key: counts.get(key, 0) + 1}
-        if self._trials[number].state == "RUNNING":
-            self._stored.set_attribute(number, counter, raised)
-        else:
-            self._keep_repeats(number, **{counter: raised})
-        self._counts[number][counter] = raised
-        return raised[key]
+        return {**counts, key: counts.get(key, 0) + 1}
 
     def save_cost(self, number: int, cost: Cost) -> None:
-        """Keeps what a trial's architecture costs.
+        """Keeps what a trial's architecture costs."""
+        self.save_costs({number: cost})
+
+    def save_costs(self, costs: Mapping[int, Cost]) -> None:
+        """Keeps what the architectures of some trials cost, in one transaction.
 
         Raises:
             StudyError: a latency of another kind of device than the base's.
         """
-        if number:
-            require_kind(self._trials[0].cost, cost)
-        self._update(number, "cost", asdict(cost), cost=cost)
+        for number, cost in costs.items():
+            if number:
+                require_kind(self._trials[0].cost, cost)
+        self._stored.set_attributes([(number, "cost", asdict(cost)) for number, cost in costs.items()])
+        for number, cost in costs.items():
+            self._trials[number] = replace(self._trials[number], cost=cost)
 
     def save_result(self, number: int, job: Job, outcome: Outcome) -> bool:
         """Keeps the outcome of a job under a trial. The first one stands: False, and nothing changes, for any later one."""
@@ -189,7 +225,7 @@ class Record:
         if trial.state != "RUNNING" or any(theirs.name() == job.name() for theirs, _ in trial.results):
             return False
         results = (*trial.results, (job, outcome))
-        self._update(number, "results", [_pair(*result) for result in results], results=results, seconds=_seconds(results))
+        self._update(number, "results", [pair(*result) for result in results], results=results, seconds=trained_seconds(results))
         return True
 
     def save_control(self, number: int, label: str, job: Job, outcome: Outcome) -> bool:
@@ -198,7 +234,7 @@ class Record:
         if trial.state != "RUNNING" or any(label == theirs for theirs, _, _ in trial.controls):
             return False
         controls = (*trial.controls, (label, job, outcome))
-        self._update(number, "controls", [{"label": n, **_pair(j, o)} for n, j, o in controls], controls=controls)
+        self._update(number, "controls", [{"label": n, **pair(j, o)} for n, j, o in controls], controls=controls)
         return True
 
     @property
@@ -217,11 +253,11 @@ class Record:
         trial, entry = self._trials[number], self._repeats.get(number, {})
         if job.seed not in entry.get("seeds", ()) or any(theirs.name() == job.name() for theirs, _ in trial.results):
             return False
-        self._keep_repeats(number, results=[*entry.get("results", ()), _pair(job, outcome)])
-        self._trials[number] = _with_repeats(trial, [(job, outcome)])
+        self._keep_repeats(number, results=[*entry.get("results", ()), pair(job, outcome)])
+        self._trials[number] = with_repeats(trial, [(job, outcome)])
         return True
 
-    def counted(self, number: int, counter: str, key: str) -> int:
+    def times(self, number: int, counter: str, key: str) -> int:
         """How far one of a trial's counters has come."""
         return self._counts[number][counter].get(key, 0)
 
@@ -243,7 +279,7 @@ class Record:
         return {} if cost is None else excess(cost, self._limits)
 
     def tell(self, number: int, verdict: Outcome) -> bool:
-        """Ends a trial: attributes, then every constraint, then the state; a kill in between leaves it RUNNING, to be told again.
+        """Ends a trial: attributes, constraints and state in one transaction; a kill before leaves it RUNNING, to be told again.
 
         `Measured` is told COMPLETE with its objectives, `Rejected` and `Stopped` PRUNED, `Failure` FAIL. False if it had ended before.
 
@@ -255,11 +291,10 @@ class Record:
             return False
         values = self._values(trial, verdict) if isinstance(verdict, Measured) else None
         state, constraints = FINISHED[kind(verdict)], self.constraints(trial.cost)
-        self._stored.set_attribute(number, "kind", kind(verdict))
-        self._stored.set_attribute(number, "verdict", outcome_to_dict(verdict))
-        self._stored.finish(number, state, values, constraints)
+        self._stored.finish(number, state, values, {"kind": kind(verdict), "verdict": outcome_to_dict(verdict)}, constraints)
         told = replace(trial, state=state.name, kind=kind(verdict), verdict=verdict, values=values)
         self._trials[number] = told
+        self._kinds.update({trial.kind: -1, told.kind: 1})
         self._mirror.tell(told, constraints)
         return True
 
@@ -276,13 +311,13 @@ class Record:
 
     def _values(self, trial: Trial, verdict: Measured) -> dict[str, float]:
         metrics = {"map50_95": verdict.map50_95, "map50": verdict.map50, **(trial.cost.metrics() if trial.cost else {})}
-        values = {name: metrics.get(name, math.nan) for name in self._stored.objectives}
+        values = {name: metrics.get(name, math.nan) for name in self._objectives}
         if not all(math.isfinite(value) for value in values.values()):
             raise StudyError(f"Every objective of a measured trial must be finite, but trial {trial.number} has {values}; tell a failure.")
         return values
 
     def _update(self, number: int, attribute: str, value: Any, **changes: Any) -> None:
-        self._stored.set_attribute(number, attribute, value)
+        self._stored.set_attributes([(number, attribute, value)])
         self._trials[number] = replace(self._trials[number], **changes)
 
     def _keep_repeats(self, number: int, **changes: Any) -> None:
@@ -290,24 +325,21 @@ class Record:
         self._stored.set_study_attribute(f"{REPEATS}{number}", entry)
         self._repeats[number] = entry
 
-    def _add(self, architecture: Architecture, recipe: Recipe, system: Mapping[str, Any]) -> Trial:
-        genes, number = self._space.encode(architecture), len(self._trials)
-        trial = Trial(number=number, state="RUNNING", kind=None, architecture=architecture)
-        attributes = {"architecture": architecture.to_json(), "digest": architecture.digest(), "recipe": asdict(recipe)}
-        self._stored.add(
-            number,
-            create_trial(
-                state=TrialState.RUNNING,
-                params=dict(genes),
-                distributions=self._mirror.distributions,
-                user_attrs=attributes,
-                system_attrs=dict(system),
-            ),
-        )
-        self._trials[number], self._counts[number] = trial, {name: {} for name in COUNTERS}
-        self._digests.add(architecture.digest())
-        self._mirror.add(trial, genes, system)
-        return trial
+    def _add(self, choices: Iterable[tuple[Architecture, Mapping[str, Any]]], recipe: Recipe) -> list[Trial]:
+        """New trials of what is chosen; the mirror has each before the next is chosen, the storage all of them at the end."""
+        first, added, templates = len(self._trials), list[Trial](), list[FrozenTrial]()
+        for number, (architecture, system) in enumerate(choices, first):
+            trial, genes = Trial(number=number, state="RUNNING", kind=None, architecture=architecture), self._space.encode(architecture)
+            user = {"architecture": architecture.to_json(), "digest": architecture.digest(), "recipe": asdict(recipe)}
+            templates.append(running_trial(genes, self._mirror.distributions, user, system))
+            self._digests.add(architecture.digest())
+            self._mirror.add(trial, genes, system)
+            added.append(trial)
+        self._stored.add(first, templates)
+        for trial in added:
+            self._trials[trial.number], self._counts[trial.number] = trial, {name: {} for name in COUNTERS}
+        self._kinds[None] += len(added)
+        return added
 
 
 def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
@@ -318,64 +350,21 @@ def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
     """
     stored = Storage.read(Path(folder), storage)
     try:
-        return _snapshot(stored)
+        objectives, repeats = stored.objectives, repeats_of(stored.study.user_attrs)
+        return _snapshot(stored, tuple(trial_of(frozen, objectives, repeats) for frozen in stored.rows.trials()))
     except (*STORAGE_ERRORS, *BROKEN) as error:
         raise unreadable(stored.folder, error) from error
     finally:
         stored.close()
 
 
-def _snapshot(storage: Storage) -> Snapshot:
-    attributes, objectives, repeats = storage.study.user_attrs, storage.objectives, _repeats(storage)
+def _snapshot(storage: Storage, trials: tuple[Trial, ...]) -> Snapshot:
+    attributes = storage.study.user_attrs
     return Snapshot(
         folder=storage.folder,
         name=storage.study.study_name,
-        objectives=objectives,
+        objectives=dict(attributes["objectives"]),
         settings={**attributes["settings"], **{name: attributes[name] for name in STUDY_NOTES if name in attributes}},
         fit=attributes.get("fit"),
-        trials=tuple(_trial(frozen, objectives, repeats) for frozen in storage.study.get_trials(deepcopy=False)),
+        trials=trials,
     )
-
-
-def _repeats(storage: Storage) -> dict[int, dict[str, Any]]:
-    attributes = storage.study.user_attrs
-    return {int(name.removeprefix(REPEATS)): value for name, value in attributes.items() if name.startswith(REPEATS)}
-
-
-def _with_repeats(trial: Trial, further: Sequence[tuple[Job, Outcome]]) -> Trial:
-    """A told trial with further results: its accuracies are the means over all seeds that were trained to the end."""
-    results, values = (*trial.results, *further), dict(trial.values or {})
-    seeds, costs = full_length(results).values(), trial.cost.metrics() if trial.cost else {}
-    values |= {name: fmean(getattr(one, name) for one in seeds) for name in values if name not in costs}
-    return replace(trial, results=results, values=values or None, seconds=_seconds(results))
-
-
-def _trial(frozen: FrozenTrial, objectives: Mapping[str, str], repeats: Mapping[int, Mapping[str, Any]]) -> Trial:
-    attributes, ended = frozen.user_attrs, frozen.state.is_finished()
-    results = tuple(_unpair(item) for item in attributes.get("results", ()))
-    further = [_unpair(item) for item in repeats.get(frozen.number, {}).get("results", ())]
-    trial = Trial(
-        number=frozen.number,
-        state=frozen.state.name,
-        kind=attributes["kind"] if ended else None,
-        architecture=Architecture.from_dict(json.loads(attributes["architecture"])),
-        cost=Cost.from_dict(attributes["cost"]) if "cost" in attributes else None,
-        values=dict(zip(objectives, frozen.values, strict=True)) if frozen.values else None,
-        results=results,
-        controls=tuple((item["label"], *_unpair(item)) for item in attributes.get("controls", ())),
-        verdict=outcome_from_dict(attributes["verdict"]) if ended else None,
-        seconds=_seconds(results),
-    )
-    return _with_repeats(trial, further) if further else trial
-
-
-def _pair(job: Job, outcome: Outcome) -> dict[str, Any]:
-    return {"job": job.to_dict(), "outcome": outcome_to_dict(outcome)}
-
-
-def _unpair(item: Mapping[str, Any]) -> tuple[Job, Outcome]:
-    return Job.from_dict(item["job"]), outcome_from_dict(item["outcome"])
-
-
-def _seconds(results: tuple[tuple[Job, Outcome], ...]) -> float:
-    return sum(outcome.total_seconds for _, outcome in results if isinstance(outcome, Measured))

@@ -6,7 +6,7 @@ A sampler is made anew for every ask, from a seed of that ask alone, so that a r
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -19,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import InputError, nearest
-from nas_attn.guide import choose
+from nas_attn.guide import choose, choose_many
 from nas_attn.outcome import Stopped, Trial
+from nas_attn.rows import set_constraints
 from nas_attn.space import SearchSpace
-from nas_attn.storage import set_constraints
 
 STARTUP_TRIALS = 10
 """TPE proposes at random until this many trials are finished."""
@@ -62,6 +62,8 @@ def _random(seed: int) -> BaseSampler:
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType({"tpe": _tpe, "nsga2": _nsga2, "random": _random})
 MODEL = "model"
+LEARNING = ("tpe", "nsga2")
+"""Samplers of Optuna's that read the trials of a study."""
 NAMES = (MODEL, *SAMPLERS)
 
 
@@ -93,7 +95,7 @@ class Mirror:
 
     Measured trials are COMPLETE and feasible. Rejected ones are COMPLETE and infeasible: what was not measured stands at its worst, which
     no sampler reads beside a violated constraint. Stopped ones are COMPLETE with what they had shown last. Failed ones are FAIL.
-    The sampler `model` reads the trials themselves, with every seed and cost of each.
+    The sampler `model` reads the trials themselves, with every seed and cost of each; for it, and for `random`, Optuna's study is empty.
     """
 
     def __init__(
@@ -106,10 +108,13 @@ class Mirror:
         require(sampler)
         self._limits, self._trials = dict(limits), dict[int, Trial]()
         self.distributions: dict[str, BaseDistribution] = {name: CategoricalDistribution(choices) for name, choices in genes.items()}
-        self._objectives, self._sampler = dict(objectives), sampler
-        self._storage, self._numbers = InMemoryStorage(), dict[int, int]()
+        self._objectives, self._sampler, self._numbers = dict(objectives), sampler, dict[int, int]()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        directions = [StudyDirection[direction.upper()] for direction in objectives.values()]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._storage = InMemoryStorage()
+        directions = [StudyDirection[direction.upper()] for direction in self._objectives.values()]
         self.study = optuna.create_study(storage=self._storage, study_name="mirror", directions=directions, sampler=RandomSampler(seed=0))
 
     def proposals(self, seed: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -117,11 +122,13 @@ class Mirror:
 
         A proposal is not a trial: it is FAIL here at once, so that no sampler learns from it.
         """
+        if self._sampler not in LEARNING:
+            self._begin()  # nothing in it but former proposals, which would only fill the memory
         self.study.sampler = make(self._sampler, seed)
         while True:
             proposal = self.study.ask(self.distributions)
             attributes = self.study.get_trials(deepcopy=False)[-1].system_attrs
-            self.study.tell(proposal, state=TrialState.FAIL)
+            self._finish(proposal.number, TrialState.FAIL)
             yield dict(proposal.params), dict(attributes)
 
     def choose(self, space: SearchSpace, seed: int, seen: Collection[str]) -> tuple[Architecture, dict[str, Any]] | None:
@@ -141,10 +148,26 @@ class Mirror:
         unseen = _unseen(space, rng, seen)
         return None if unseen is None else (unseen, attributes)
 
+    def choices(self, space: SearchSpace, seeds: Sequence[int], seen: Collection[str]) -> Iterator[tuple[Architecture, dict[str, Any]]]:
+        """A choice a seed until there is no other; who takes one adds it here, and to `seen`, before the next.
+
+        The model chooses as many as it knows at once; see `nas_attn.guide.choose_many`.
+        """
+        many = self._sampler == MODEL and len(seeds) > 1
+        found = choose_many(space, self._objectives, self._limits, [*self._trials.values()], seen, seeds) if many else []
+        yield from ((architecture, {}) for architecture in found)
+        for seed in seeds[len(found) :]:
+            chosen = self.choose(space, seed, seen)
+            if chosen is None:
+                return
+            yield chosen
+
     def add(self, trial: Trial, genes: Mapping[str, Any], system: Mapping[str, Any]) -> None:
         """Adds a trial of the record in the state that it has there; `system` are its attributes, constraints included."""
-        state, values = self._seen(trial)
         self._trials[trial.number] = trial
+        if self._sampler not in LEARNING:
+            return
+        state, values = self._seen(trial)
         self.study.add_trial(
             create_trial(
                 state=state,
@@ -154,16 +177,26 @@ class Mirror:
                 system_attrs=dict(system),
             )
         )
-        self._numbers[trial.number] = len(self.study.get_trials(deepcopy=False)) - 1
+        added = self.study.get_trials(deepcopy=False)[-1]
+        added.distributions = self.distributions  # Optuna keeps a copy for every trial, which takes more memory than all else
+        self._numbers[trial.number] = added.number
 
     def tell(self, trial: Trial, constraints: Mapping[str, float]) -> None:
         """Ends a trial that was added while it ran."""
-        state, values = self._seen(trial)
         self._trials[trial.number] = trial
+        if self._sampler not in LEARNING:
+            return
+        state, values = self._seen(trial)
         number = self._numbers[trial.number]
         if state == TrialState.COMPLETE:
             set_constraints(self.study, self._storage, number, constraints)
-        self.study.tell(number, values, state=state)
+        self._finish(number, state, values)
+
+    def _finish(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        # Not `Study.tell`, which copies the trial twice; what samplers do after a trial is nothing here.
+        study_id = self._storage.get_study_id_from_name(self.study.study_name)
+        own = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        self._storage.set_trial_state_values(own, state, values)
 
     def _seen(self, trial: Trial) -> tuple[TrialState, list[float] | None]:
         if trial.kind is None:

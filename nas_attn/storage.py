@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from nas_attn.agreement import differences, disagreement
 from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.home import DEFAULT, Locks, home_of, inode, lock, note_home, require_home, url_of
 from nas_attn.ledger import Ledger
+from nas_attn.rows import Change, Rows, rows_of
 
 T = TypeVar("T")
 
@@ -49,7 +50,9 @@ class Storage:
     warning: str | None = None
     fresh: bool = False
     ledger: Ledger = field(init=False)
+    rows: Rows = field(init=False)
     _inode: tuple[int, int] | None = field(init=False)
+    _opened_with: list[FrozenTrial] | None = None
 
     @classmethod
     def drive(
@@ -65,9 +68,11 @@ class Storage:
             undo.callback(disconnect, backend)
             study = create(backend, owned["name"], objectives)
             stored = cls(folder=folder, study=study, storage=backend, locks=locks, file=file_of(url), warning=warning)
-            stored.ledger.require_not_ahead(study.user_attrs, study.get_trials(deepcopy=False))
+            trials = stored.rows.trials()
+            stored.ledger.require_not_ahead(study.user_attrs, trials)
             stored._agree({"owner": owned["owner"], "objectives": dict(objectives), "settings": dict(settings)})
-            stored.ledger.agree(study.user_attrs, study.get_trials(deepcopy=False))
+            stored.ledger.agree(study.user_attrs, trials)
+            stored._opened_with = trials
             note_home(folder, url, owned)
             undo.pop_all()
         return stored
@@ -97,6 +102,7 @@ class Storage:
 
     def __post_init__(self) -> None:
         self.ledger, self._inode = Ledger.of(self.folder), inode(self.file)
+        self.rows = rows_of(self.study, self.storage)
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -108,33 +114,40 @@ class Storage:
         """The study's attributes, as soon as the storage gives them."""
         return persist(lambda: self.study.user_attrs)
 
+    def take_trials(self) -> list[FrozenTrial]:
+        """Every trial; the first call after `drive` does not read them anew."""
+        trials, self._opened_with = self._opened_with, None
+        return self.rows.trials() if trials is None else trials
+
     def set_study_attribute(self, name: str, value: Any) -> None:
         """One attribute of the study."""
         self._write(lambda: self.study.set_user_attr(name, value))
         persist(lambda: self.ledger.set_study(name, value))
 
-    def set_attribute(self, number: int, name: str, value: Any) -> None:
-        """One attribute of a RUNNING trial."""
-        self._write(lambda: self.storage.set_trial_user_attr(trial_id(self.study, self.storage, number), name, value))
-        persist(lambda: self.ledger.set(number, name, value))
+    def set_attributes(self, changes: Sequence[Change]) -> None:
+        """Attributes of RUNNING trials, in one transaction."""
+        if changes:
+            self._write(lambda: self.rows.set(changes))
+            persist(lambda: self.ledger.set(changes))
 
-    def add(self, number: int, template: FrozenTrial) -> None:
-        """A trial in one transaction, once, even if the first try's answer was lost."""
+    def add(self, first: int, templates: Sequence[FrozenTrial]) -> None:
+        """Trials numbered from `first` on in one transaction, once, even if the first try's answer was lost."""
+        if templates:
+            self._write(lambda: self.rows.add(first, templates))
+            persist(lambda: self.ledger.add(first, templates))
 
-        def write() -> None:
-            if len(self.study.get_trials(deepcopy=False)) == number:
-                self.study.add_trial(template)
-
-        self._write(write)
-        persist(lambda: self.ledger.add(number, template))
-
-    def finish(self, number: int, state: TrialState, values: Mapping[str, float] | None, constraints: Mapping[str, float]) -> None:
-        """Constraints, then the state."""
-        self._write(lambda: set_constraints(self.study, self.storage, number, constraints))
+    def finish(
+        self,
+        number: int,
+        state: TrialState,
+        values: Mapping[str, float] | None,
+        user: Mapping[str, Any],
+        constraints: Mapping[str, float],
+    ) -> None:
+        """The end of a trial: attributes, constraints and state in one transaction."""
         told = None if values is None else list(values.values())
-        self._write(lambda: self.study.tell(number, told, state=state, skip_if_finished=True))
-        ended = persist(lambda: self.storage.get_trial(trial_id(self.study, self.storage, number)))
-        persist(lambda: self.ledger.finish(number, ended))
+        self._write(lambda: self.rows.finish(number, state, told, user, constraints))
+        persist(lambda: self.ledger.finish(number, state, told, user, constraints))
 
     def close(self) -> None:
         """Gives locks and connections back."""
@@ -244,8 +257,7 @@ def write_anew(url: str, owned: Mapping[str, str], attributes: Mapping[str, Any]
         study = create(backend, name, objectives)
         name_objectives(study, objectives)
         study.set_user_attr("owner", owned["owner"])
-        for trial in trials:
-            study.add_trial(trial)
+        rows_of(study, backend).add(0, list(trials))
         for key in sorted(attributes.keys() - {"owner"}, key=lambda key: key == "settings"):
             study.set_user_attr(key, attributes[key])
     finally:
@@ -331,22 +343,3 @@ def persist(action: Callable[[], T]) -> T:
             f"The study's storage and folder must take writes, but did not for {sum(PAUSES_S):g} s: {cause}; free them, then run the same "
             "command."
         ) from error
-
-
-def trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int:
-    """What a storage calls a trial."""
-    return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study.study_name), number)
-
-
-def open_trial(study: optuna.Study, storage: BaseStorage, number: int) -> optuna.trial.Trial:
-    """A handle on a stored RUNNING trial. `Trial` is not meant to be made by users of Optuna: this is the one place that does."""
-    return optuna.trial.Trial(study, trial_id(study, storage, number))
-
-
-def set_constraints(study: optuna.Study, storage: BaseStorage, number: int, constraints: Mapping[str, float]) -> None:
-    """Sets what is not set yet of a RUNNING trial's constraints: Optuna keeps the first value of each, and warns at a second."""
-    trial = open_trial(study, storage, number)
-    known = trial.constraints
-    for name, value in constraints.items():
-        if name not in known:
-            trial.set_constraint(name, value)

@@ -134,7 +134,7 @@ class _Driver:
     @property
     def counted(self) -> int:
         """Trials that were measured or stopped."""
-        return sum(trial.kind in ("measured", "stopped") for trial in self.record.trials.values())
+        return self.record.counted
 
     def emit(self, kind: str, message: str, number: int | None = None) -> None:
         """Tells whoever watches."""
@@ -229,22 +229,18 @@ class _Driver:
 
     def _ask(self) -> None:
         # Never more than can count: so which trials are asked does not depend on the order in which workers answer.
-        running = sum(trial.state == "RUNNING" for trial in self.record.trials.values())
-        wanted = min(max(1, self.flights.slots), self.total - self.counted - running)
-        if self.record.trials[0].state != "COMPLETE" or self._halted():
+        wanted = min(max(1, self.flights.slots), self.total - self.counted - self.record.running)
+        if wanted <= 0 or self.exhausted or self.record.trials[0].state != "COMPLETE" or self._halted():
             return
-        numbers: list[int] = []
-        while len(numbers) < wanted and not self.exhausted:
-            trial = self.record.ask(self.jobs.recipe)
-            self.exhausted = trial is None
-            if trial is not None:
-                numbers.append(trial.number)
-                self.emit("asked", f"trial {trial.number}: {trial.architecture}", trial.number)
-        if numbers:
-            self._measure(numbers)
+        asked = self.record.ask_many(self.jobs.recipe, wanted)
+        self.exhausted = len(asked) < wanted
+        for trial in asked:
+            self.emit("asked", f"trial {trial.number}: {trial.architecture}", trial.number)
+        if asked:
+            self._measure([trial.number for trial in asked])
 
     def _measure(self, numbers: Sequence[int]) -> None:
-        attempts = {number: self.record.count(number, "attempts", "measure") for number in numbers}
+        attempts = self.record.count_many(numbers, "attempts", "measure")
         for number in [number for number in numbers if attempts[number] > MAX_ATTEMPTS]:
             self._tell(number, worn_out(MAX_ATTEMPTS))
             del attempts[number]
@@ -280,11 +276,12 @@ class _Driver:
         if done.result is None:
             self._lost_measurement(numbers, done)
             return
-        for number, answer in zip(numbers, read_costs(done.result, len(numbers)), strict=True):
+        answers = dict(zip(numbers, read_costs(done.result, len(numbers)), strict=True))
+        self.record.save_costs({number: answer for number, answer in answers.items() if not isinstance(answer, Failure)})
+        for number, answer in answers.items():
             if isinstance(answer, Failure):
                 self._tell(number, answer)
             else:
-                self.record.save_cost(number, answer)
                 self.emit("measured", f"trial {number}: {answer.latency.ratio:.3f} of the base's latency", number)
                 self._admit(number)
 

@@ -30,6 +30,9 @@ from nas_attn.variances import FOREST, JITTER, PARTS, QUICK, SIGNALS, Effort, Pr
 
 FITTED_ON = 160
 """Observations on which the settings are weighted: more cost cubic time and change them little."""
+MANY = 1000
+"""Costs of more observations are solved for choices instead, which gives the same but for rounding."""
+SLACK = 1e-3
 TREES = 40
 FOREST_FROM = 12
 FOREST_ASKED = 12_000
@@ -269,15 +272,30 @@ def additive(codes: Codes, covariances: Sequence[Floats], rows: NDArray[np.int64
     The level is what the candidates with the choice of zero variance everywhere (the base) have, where one is among `rows`.
     """
     here = codes[rows]
-    kernel = sum(covariance[np.ix_(here[:, g], here[:, g])] for g, covariance in enumerate(covariances))
-    nothing = np.diag(kernel) == 0
-    level = float(values[nothing].mean()) if nothing.any() else float(values.mean())
+    nothing = sum(np.diag(covariance)[here[:, g]] for g, covariance in enumerate(covariances)) == 0
+    level = float(values[nothing].mean()) if np.any(nothing) else float(values.mean())
     unit = float(np.std(values)) or 1.0
-    weights = np.linalg.solve(kernel + 1e-3 * np.eye(len(rows)), (values - level) / unit)
+    solve = _by_choices if len(rows) > MANY else _by_observations
     total = np.zeros(len(codes))
-    for g, covariance in enumerate(covariances):
-        total += (covariance @ np.bincount(here[:, g], weights, minlength=len(covariance)))[codes[:, g]]
+    for g, effects in enumerate(solve(here, covariances, (values - level) / unit)):
+        total += effects[codes[:, g]]
     return np.asarray(level + unit * total)
+
+
+def _by_observations(here: Codes, covariances: Sequence[Floats], values: Floats) -> list[Floats]:
+    """The effects of each gene's choices, by a system of as many equations as there are observations."""
+    kernel = sum(covariance[np.ix_(here[:, g], here[:, g])] for g, covariance in enumerate(covariances))
+    weights = np.linalg.solve(kernel + SLACK * np.eye(len(here)), values)
+    return [covariance @ np.bincount(here[:, g], weights, minlength=len(covariance)) for g, covariance in enumerate(covariances)]
+
+
+def _by_choices(here: Codes, covariances: Sequence[Floats], values: Floats) -> list[Floats]:
+    """The same effects, by a system of as many equations as all genes have choices: the one for thousands of observations."""
+    roots = [_exact_root(covariance) for covariance in covariances]
+    columns = np.concatenate([root[here[:, g]] for g, root in enumerate(roots)], axis=1)
+    weights = np.linalg.solve(columns.T @ columns + SLACK * np.eye(columns.shape[1]), columns.T @ values)
+    ends = np.cumsum([len(root) for root in roots])[:-1]
+    return [root @ part for root, part in zip(roots, np.split(weights, ends), strict=True)]
 
 
 def _both(left: Floats, middle: Floats, right: Floats) -> Floats:
@@ -307,8 +325,12 @@ def _root(covariance: Floats) -> Floats:
     try:
         return np.asarray(cholesky(covariance + JITTER * np.eye(len(covariance)), lower=True, check_finite=False))
     except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(covariance)
-        return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
+        return _exact_root(covariance)
+
+
+def _exact_root(covariance: Floats) -> Floats:
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
 
 
 def _columns(candidates: Candidates) -> Floats:

@@ -93,8 +93,8 @@ def programs() -> Path:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[Server]:
-    """The server, from its first file to its last."""
+def server(durable: bool = False) -> Iterator[Server]:
+    """The server, from its first file to its last; `durable` ones keep what they took through a power cut, which takes time."""
     place = programs()
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-pg-"))
     try:
@@ -105,7 +105,12 @@ def server() -> Iterator[Server]:
         secret.chmod(0o644)  # within a folder that only the server's user may enter
         options = ["--auth=scram-sha-256", f"--username={USER}", f"--pwfile={secret}", "--no-sync", "--encoding=UTF8", "--locale=C"]
         subprocess.run([*prefix, place / "initdb", "-D", folder / "data", *options], check=True, capture_output=True, cwd=folder)
-        settings = {"listen_addresses": "127.0.0.1", "port": running.port, "unix_socket_directories": "", "fsync": "off"}
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": running.port,
+            "unix_socket_directories": "",
+            "fsync": "on" if durable else "off",
+        }
         given = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         running.program.command = [*prefix, place / "postgres", "-D", folder / "data", *given]
         running.program.start()

@@ -160,3 +160,30 @@ def test_rejected_and_failed_trials_say_nothing_but_are_not_asked_again():
     assert tried.seeds[:3].tolist() == [0, 1, 2]
     assert tried.excluded.tolist() == [sites_of(SPACE).code(architecture) for architecture in LOST]
     assert all(chosen(snap, seed) not in LOST for seed in range(3))
+
+
+# -- many at once --------------------------------------------------------------------------------------------------------------------------
+
+
+def many(snap, count, seed=0):
+    seen = {t.architecture.digest() for t in snap.trials}
+    return guide.choose_many(SPACE, snap.objectives, {}, snap.trials, seen, range(seed, seed + count))
+
+
+def test_one_of_many_is_the_one_and_the_first_of_several_is_too():
+    for snap in (snapshot(base()), study(), study(40)):
+        assert many(snap, 1) == [chosen(snap)]
+        assert many(snap, 5)[0] == chosen(snap)
+
+
+def test_many_are_new_and_different_and_the_same_for_the_same_seed():
+    for snap in (snapshot(base()), study(40)):
+        found = many(snap, 40)
+        assert len({a.digest() for a in found} - {t.architecture.digest() for t in snap.trials}) == 40
+        assert many(snap, 40) == found != many(snap, 40, seed=1)
+
+
+def test_of_a_space_that_ends_all_that_is_left_is_chosen():
+    snap = study(100)
+    left = SPACE.size - len({t.architecture.digest() for t in snap.trials})
+    assert len(many(snap, left + 9)) == left

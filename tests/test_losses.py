@@ -81,7 +81,7 @@ def test_a_worker_that_was_ended_for_lack_of_memory_is_blamed_and_its_job_runs_a
     judge, key = Blame(record, lambda *_: None), job_key(job_of(asked))
     killed = Done("train", None, "worker died: memory", "memory")
     assert judge.failure(asked.number, key, killed) is None
-    assert record.counted(asked.number, CROWDED, key) == 1
+    assert record.times(asked.number, CROWDED, key) == 1
     assert judge.failure(asked.number, key, killed).stage == "memory"
 
 

@@ -8,6 +8,7 @@ from snapshots import base, failed, placement, rejected, running, snapshot, stop
 
 from nas_attn import facts, pick, report
 from nas_attn.claim import SURE
+from nas_attn.facts import front_trials
 from nas_attn.posterior import believe, next_repeat
 
 
@@ -108,3 +109,14 @@ def test_the_table_of_the_report_says_what_the_posterior_says():
     for row in rows:
         assert row["recommended"] == (row["p_beats_base"] is None or row["p_beats_base"] >= SURE)
     assert any(row["recommended"] and row["p_beats_base"] for row in rows)
+
+
+def test_of_thousands_of_trials_the_best_some_others_and_the_base_are_believed(monkeypatch):
+    snap = drawn(0.02)
+    whole = believe(snap)
+    monkeypatch.setattr("nas_attn.posterior.MOST", 12)
+    some = believe(snap)
+    numbers = {member.trial.number for member in some.members}
+    assert len(numbers) == 12 < len(whole.members)
+    assert numbers >= {0, *(trial.number for trial in front_trials(snap)[:3])}
+    assert believe(snap) == some

@@ -8,7 +8,7 @@ from landscapes import OBJECTIVES, candidates, codes_of, tried, truth_of
 
 from nas_attn import pareto
 from nas_attn.candidates import FEWEST, START, enough_to_begin
-from nas_attn.propose import Belief, propose, recommended
+from nas_attn.propose import ROUND, Belief, propose, propose_many, recommended
 
 CODES = codes_of(5, 4, 3)
 LATENCY = 1 + np.array([0.0, 0.01, 0.03, 0.06])[CODES].sum(axis=1)
@@ -136,3 +136,36 @@ def test_three_objectives_are_searched_as_well():
     seen = tried(CODES, LATENCY, rows, truth[rows])
     seen = replace(seen, values=np.column_stack([seen.values, params[rows]]))
     assert propose(space, objectives, seen, 0) not in rows
+
+
+def test_many_at_once_know_of_each_other():
+    """The second of a batch is what an ask gives that knows the first to be under way, or nearly as good; never the first one's twin."""
+    truth = truth_of(CODES, 4, np.random.default_rng(6))
+    rows = list(range(0, 300, 9))
+    seen = tried(CODES, LATENCY, rows, truth[rows])
+    batch = propose_many(SPACE, OBJECTIVES, seen, 3, 2 * ROUND + 3)
+    assert batch[0] == propose(SPACE, OBJECTIVES, seen, 3)
+    assert batch[:7] == propose_many(SPACE, OBJECTIVES, seen, 3, 7)
+    assert len({*batch, *rows}) == len(batch) + len(rows)
+    gains = [volume([*rows, *batch[:count]], truth) for count in (1, ROUND, 2 * ROUND)]
+    rng = np.random.default_rng(0)
+    chance = np.mean([volume([*rows, *rng.choice(len(CODES), 2 * ROUND, replace=False)], truth) for _ in range(20)])
+    assert gains[0] <= gains[1] <= gains[2]
+    assert gains[1] > chance
+
+
+def test_the_trials_of_which_validity_is_learned_are_bounded(monkeypatch):
+    asked = []
+
+    def learn(codes, valid, failed, seed):  # noqa: ARG001
+        asked.append(len(valid) + len(failed))
+        return np.ones(len(codes))
+
+    monkeypatch.setattr("nas_attn.propose.validity", learn)
+    rows = list(range(0, 300, 9))
+    seen = replace(tried(CODES, LATENCY, rows, np.zeros(len(rows))), excluded=CODES[301:340])
+    propose(SPACE, OBJECTIVES, seen, 0)
+    assert set(asked) == {len(rows) + 39}
+    monkeypatch.setattr("nas_attn.propose.MOST_SEEN", 30)
+    propose(SPACE, OBJECTIVES, seen, 0)
+    assert 10 < asked[-1] < 50

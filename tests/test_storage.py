@@ -12,7 +12,7 @@ import optuna
 import pytest
 from study_targets import BASE, OBJECTIVES, RECIPE, Shelf, cost, job_of, load_study, measured, open_record, stored_study, tell_next
 
-from nas_attn import files, storage
+from nas_attn import files, rows, storage
 from nas_attn.errors import InputError, NasAttnError, StudyError
 from nas_attn.outcome import Rejected
 from nas_attn.rebuild import rebuild
@@ -196,26 +196,27 @@ def test_sqlite_runs_in_wal_mode_with_full_synchronisation(tmp_path):
     connection.close()
 
 
-def _backend():
-    """The class of Optuna's storage that the test is in, and the name of what makes a trial there."""
-    journal = str(Shelf.url).startswith("journal")
-    return (optuna.storages.JournalStorage, "create_new_trial") if journal else (optuna.storages.RDBStorage, "_create_new_trial")
+def _rows():
+    """What writes the trials of the storage that the test is in."""
+    return rows.PlainRows if str(Shelf.url).startswith("journal") else rows.TableRows
 
 
 @pytest.mark.usefixtures("every_storage")
 def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 4)
     failures = iter([1, 1, 1])
-    backend, create = _backend()
-    for name in (create, "set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
-        original = getattr(backend, name)
+    for owner, name in [
+        (optuna.storages.RDBStorage, "set_study_user_attr"),
+        *((_rows(), name) for name in ("add", "set", "finish")),
+    ]:
+        original = getattr(owner, name)
 
         def flaky(self, *args, original=original, **options):
             if next(failures, 0):
                 raise optuna.exceptions.StorageInternalError("locked")
             return original(self, *args, **options)
 
-        monkeypatch.setattr(backend, name, flaky)
+        monkeypatch.setattr(owner, name, flaky)
     with open_record(tmp_path) as record:
         trial = record.ask(RECIPE)
         for write in (
@@ -236,8 +237,7 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(tmp_path, monkeypatch
 @pytest.mark.usefixtures("every_storage")
 def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 2)
-    backend, create = _backend()
-    original = getattr(backend, create)
+    original = _rows().add
     answers = iter([1])
 
     def deaf(self, *args, **options):
@@ -246,7 +246,7 @@ def test_an_add_whose_answer_was_lost_is_not_made_twice(tmp_path, monkeypatch):
             raise optuna.exceptions.StorageInternalError("connection lost after the commit")
         return result
 
-    monkeypatch.setattr(backend, create, deaf)
+    monkeypatch.setattr(_rows(), "add", deaf)
     with open_record(tmp_path) as record:
         record.ask(RECIPE)
         record.ask(RECIPE)

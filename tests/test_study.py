@@ -693,7 +693,7 @@ class _Killed(BaseException):
     """As abrupt as an exception can be: nothing in the package catches it."""
 
 
-POINTS = ["add", "count", "save_cost", "save_result", "tell", "save_fit", "drop_checkpoints", "begin_repeat", "save_repeat"]
+POINTS = ["add", "count_many", "save_costs", "save_result", "tell", "save_fit", "drop_checkpoints", "begin_repeat", "save_repeat"]
 LONG = {"proxy": {"epochs": 9}}
 
 
@@ -738,7 +738,7 @@ def test_a_driver_killed_at_every_named_point_evaluates_the_very_same(tmp_path, 
 
         monkeypatch.setattr(Record, name, method)
 
-    for name in [*POINTS, "ask"]:
+    for name in [*POINTS, "ask_many"]:
         arm(name)
     while True:
         fuse[0] = rng.randint(1, 9)

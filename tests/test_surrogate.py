@@ -134,3 +134,14 @@ def test_costs_are_the_bases_plus_the_sum_of_placements():
     prior = candidates(CODES, 4, LATENCY).covariances
     assert np.allclose(additive(CODES, prior, rows, cost[rows]), cost, atol=0.005)
     assert additive(CODES, prior, np.array([0]), np.array([1.0])) == pytest.approx(np.ones(len(CODES)))
+
+
+def test_costs_of_thousands_are_solved_for_choices_with_the_same_answer(monkeypatch):
+    rng = np.random.default_rng(0)
+    codes = codes_of(5, 4, 3)
+    space = candidates(codes, 4, np.ones(len(codes)))
+    rows = rng.choice(len(codes), 200, replace=False)
+    values = 1 + rng.random(200)
+    few = additive(codes, space.covariances, rows, values)
+    monkeypatch.setattr("nas_attn.surrogate.MANY", 10)
+    assert np.allclose(additive(codes, space.covariances, rows, values), few, atol=1e-5)
