@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from nas_attn.cli_cluster import InsecureCluster, warn
 from nas_attn.cli_storage import StorageUrl, forget_url
 
 TARGET = "nas_attn.evaluate:serve"
@@ -25,6 +26,7 @@ def search(
     out: Annotated[Path, typer.Option(help="The study's folder; the same folder goes on.")] = Path("study"),
     storage: StorageUrl = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
+    insecure_cluster: InsecureCluster = False,
     pool: Annotated[str, typer.Option(help="ray (warm workers) or inline (this process).")] = "ray",
     workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
@@ -55,7 +57,9 @@ def search(
     prepared = plan.prepare(spec, space, data, out, weights=weights, device=device, score_on=score_on)
     share = gpus_per_worker if prepared.setup.device != "cpu" else 0.0
     extra = {"fidelity": fidelity if fidelity != "full" else None, "repeats": repeats or None}
-    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address, folder=out, latency_node=latency_node)
+    warn(address, insecure_cluster)
+    place: dict[str, Any] = {"address": address, "insecure_cluster": insecure_cluster, "latency_node": latency_node}
+    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, folder=out, **place)
     with opened as running, Watch(console) as watch:
         nodes.check(running, prepared)
         snapshot = study.run(

@@ -1,8 +1,17 @@
-"""Files that are whole or not there, also after a power cut."""
+"""Files that are whole or not there, also after a power cut; and the names that files may have."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of a file, a folder or a study that something other than this program named: no path, no option, nothing hidden."""
+
+
+def plain_name(text: str) -> str:
+    """A text as such a name: what does not fit becomes `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:64] or "unnamed"
 
 
 def write_atomic(file: Path, write: Callable[[Path], object]) -> None:

@@ -41,11 +41,12 @@ def open_pool(
     threads: int | None = None,
     folder: Path | None = None,
     latency_node: str | None = None,
+    insecure_cluster: bool = False,
 ) -> Pool:
     """The pool that `kind` names (`ray` or `inline`), serving `target` (`module:function`, from kind and JSON payload to JSON).
 
     `folder` is the study's; its files travel to workers that do not see it. Exclusive tasks run on `latency_node` (host name, address or
-    identity of a node), or else on the first node that has workers.
+    identity of a node), or else on the first node that has workers. `insecure_cluster` takes a cluster that lets anybody in.
 
     Raises:
         InputError: an unknown kind or an impossible number.
@@ -54,7 +55,7 @@ def open_pool(
     if kind == "inline":
         return InlinePool(target)
     if kind == "ray":
-        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node)
+        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node, insecure_cluster)
     raise InputError(f"A pool is `ray` or `inline`, but got {kind!r}. {nearest(kind, ('ray', 'inline'))}")
 
 
@@ -133,8 +134,8 @@ class RayPool(Pool):
     """Warm workers on a Ray cluster: a local one of its own, or the running one at `address`.
 
     A worker that dies costs its task only: the task is lost, a new worker takes its place. Deadlines are kept on the driver's monotonic
-    clock by killing the worker. A local cluster listens on all interfaces (Ray cannot be told otherwise), so a random token, in a
-    0600 file within a private folder, is what keeps others out; for `address` the environment must hold the cluster's token.
+    clock by killing the worker. A local cluster listens on all interfaces (Ray cannot be told otherwise), so a certificate and a token, in
+    0600 files within a private folder, are what keeps others out; for `address` the environment must hold the cluster's token.
 
     Raises:
         InputError: an impossible number of workers, threads or GPUs.
@@ -150,6 +151,7 @@ class RayPool(Pool):
         threads: int | None = None,
         folder: Path | None = None,
         latency_node: str | None = None,
+        insecure_cluster: bool = False,
     ) -> None:
         check_options(workers, gpus_per_worker, threads)
         self._target = target
@@ -162,7 +164,7 @@ class RayPool(Pool):
         self._cluster = Cluster()
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
-            nodes = self._cluster.join(address) if address else self._cluster.start(available_cpus())
+            nodes = self._cluster.join(address, insecure_cluster) if address else self._cluster.start(available_cpus())
             seats = plan_cluster(nodes, workers, gpus_per_worker, threads)
             self._measuring = measuring_node(nodes, [node for _, node in seats], latency_node)
             self._slots = [_Slot(plan, node, alone=node == self._measuring) for plan, node in seats]

@@ -6,6 +6,7 @@ It knows trials, attributes and states, and nothing of what a search is.
 import contextlib
 import json
 import os
+import re
 import time
 import uuid
 import warnings
@@ -22,7 +23,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.address import hidden, is_server, require_safe, without_secrets
-from nas_attn.errors import NasAttnError, StudyError
+from nas_attn.errors import NasAttnError, StudyError, printable, shown
+from nas_attn.files import NAME, plain_name
 from nas_attn.ledger import Ledger
 from nas_attn.lock import FolderLock
 from nas_attn.server_lock import ServerLock
@@ -80,7 +82,7 @@ class Storage:
         try:
             names = optuna.get_all_study_names(rdb)
             mark = folder / "study.json"
-            name = json.loads(mark.read_text())["name"] if mark.is_file() else names[0] if len(names) == 1 else folder.resolve().name
+            name = known_names(mark)["name"] if mark.is_file() else names[0] if len(names) == 1 else folder.resolve().name
             if name not in names:
                 raise StudyError(f"The storage must hold study {name!r}, but it holds {names}; name the folder that began the study.")
             study = optuna.load_study(study_name=name, storage=rdb, sampler=RandomSampler(seed=0))
@@ -183,12 +185,36 @@ def identity(folder: Path, name: str | None) -> dict[str, str]:
     mark = folder / "study.json"
     if not mark.is_file():
         temporary = folder / f".study.json.{os.getpid()}"
-        temporary.write_text(json.dumps({"name": name or folder.resolve().name, "owner": uuid.uuid4().hex}))
+        temporary.write_text(json.dumps({"name": _fit_name(folder, name), "owner": uuid.uuid4().hex}))
         temporary.replace(mark)
-    owned: dict[str, str] = json.loads(mark.read_text())
+    owned = known_names(mark)
     if name not in (None, owned["name"]):
         raise StudyError(f"A folder holds one study, but {folder} holds {owned['name']!r}, not {name!r}; use another folder.")
     return owned
+
+
+def _fit_name(folder: Path, name: str | None) -> str:
+    """A new study's: it names tables' rows and locks of a storage that others share."""
+    if name is not None and not NAME.fullmatch(name):
+        raise StudyError(f"A study's name must be 1 to 64 letters, digits, `.`, `_` or `-`, but got {shown(name)}; give e.g. yolo11-1.")
+    return name or plain_name(folder.resolve().name)
+
+
+def known_names(mark: Path) -> dict[str, str]:
+    """What a folder's `study.json` holds. Names of 0.1.0 may have spaces; none is a path.
+
+    Raises:
+        StudyError: it is not as this program writes it.
+    """
+    try:
+        owned = json.loads(mark.read_text())
+        if not all(
+            isinstance(owned[key], str) and re.fullmatch(r"(?![.\s])[^/\\]{1,255}", printable(owned[key])) for key in ("name", "owner")
+        ):
+            raise ValueError(f"got the name {shown(owned['name'])}")
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise StudyError(f"{mark} must hold the study's name and owner, but: {error}; copy it from a backup.") from error
+    return {key: owned[key] for key in ("name", "owner")}
 
 
 def unreadable(folder: Path, error: Exception) -> StudyError:
