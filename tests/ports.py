@@ -1,6 +1,8 @@
 """A local Ray of ours as a stranger finds it: every port that it listens on, and what each answers. Prints JSON; run by test_security.py.
 
-python tests/ports.py ADDRESS    (an address of this machine other than the loopback)
+    python tests/ports.py ADDRESS FOLDER    (an address of this machine other than the loopback, and where a study may be)
+
+With NAS_ATTN_STORAGE a small search of a fake evaluator is kept there, and its password is looked for wherever it could have leaked.
 """
 
 import json
@@ -12,8 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-from nas_attn import cluster, door
+import pool_targets
+import study_targets
+
+from nas_attn import cli_storage, cluster, door, study
+from nas_attn.address import make_url
 from nas_attn.pool import RayPool
+from nas_attn.spec import SpaceSpec
 from nas_attn.work import Task
 
 METHODS = {
@@ -118,9 +125,32 @@ def as_another_user(*command):
     return subprocess.run(given, capture_output=True, check=False).returncode
 
 
-def main(host):
-    """Start, look, ask, print."""
-    with RayPool("pool_targets:serve", workers=1, threads=1) as pool:
+def serve(kind, payload):
+    """What workers do: a fake search, and the telling of their environment."""
+    return (pool_targets if kind == "environment" else study_targets).serve(kind, payload)
+
+
+def search(pool, folder, url):
+    """A search whose storage has a password, as the command line does it."""
+    given = {"base": study_targets.BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "base_seeds": 2, "controls": False}
+    setup = study_targets.setup(folder, study_targets.Fake())
+    study.run(folder, SpaceSpec.from_dict(given), study_targets.space(), setup, pool, trials=3, sampler="random", storage=url)
+
+
+def leaks(secret, pids, *folders):
+    """Where a text stands: environments and command lines of processes, and files."""
+    files = [Path(f"/proc/{pid}/{name}") for pid in pids for name in ("environ", "cmdline")]
+    files += [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if secret.encode() in path.read_bytes()]
+
+
+def main(host, place):
+    """Start, search, look, ask, print."""
+    url = os.environ.get(cli_storage.VARIABLE)
+    cli_storage.forget_url()
+    with RayPool("ports:serve", workers=1, threads=1, folder=place) as pool:
+        if url is not None:
+            search(pool, place, url)
         folder = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
         token = (folder / "token").read_text()
         time.sleep(3)  # agents listen a while after their start
@@ -138,11 +168,11 @@ def main(host):
             "worker": json.loads(done.result or "{}"),
             "modes": {path.name if path != folder else "folder": oct(path.stat().st_mode & 0o777) for path in kept},
             "others": {name: as_another_user("cat", str(path)) for name, path in places.items()},
-            "token in logs": [str(path) for path in logs if token.encode() in path.read_bytes()],
-            "token in command lines": [pid for pid in family if token.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()],
+            "token": leaks(token, family, folder / "ray", place),
+            "password": None if url is None else leaks(make_url(url).password, family, folder, place),
         }
     sys.stdout.write(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -24,10 +24,11 @@ USER = "tester"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: where, and the password of its only user."""
+    """A running server: where, the password of its only user, and the folder of its socket, which other networks reach too."""
 
     port: int
     password: str
+    folder: Path
 
     def url(self, database: str, password: str | None = None) -> str:
         """The URL of a database, as a user would write it."""
@@ -64,13 +65,13 @@ def server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-pg-"))
     try:
         prefix = _lent(folder)
-        running = Server(port=_free_port(), password=secrets.token_hex(16))
+        running = Server(port=_free_port(), password=secrets.token_hex(16), folder=folder)
         secret = folder / "password"
         secret.write_text(running.password)
         secret.chmod(0o644)  # within a folder that only the server's user may enter
         options = ["--auth=scram-sha-256", f"--username={USER}", f"--pwfile={secret}", "--no-sync", "--encoding=UTF8", "--locale=C"]
         subprocess.run([*prefix, place / "initdb", "-D", folder / "data", *options], check=True, capture_output=True, cwd=folder)
-        settings = {"listen_addresses": "127.0.0.1", "port": running.port, "unix_socket_directories": "", "fsync": "off"}
+        settings = {"listen_addresses": "127.0.0.1", "port": running.port, "unix_socket_directories": folder, "fsync": "off"}
         given = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen([*prefix, place / "postgres", "-D", folder / "data", *given], stdout=log, stderr=log, cwd=folder)
