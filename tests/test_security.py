@@ -73,7 +73,7 @@ def seen(postgres, tmp_path_factory):
     database = postgres.fresh().rpartition("/")[2]
     postgres.run(f"CREATE USER planted SUPERUSER PASSWORD '{PLANTED}'")
     url = f"postgresql://planted:{PLANTED}@/{database}?host={postgres.folder}&port={postgres.port}"
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "YOLO_AUTOINSTALL": "true", "NAS_ATTN_STORAGE": url}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "YOLO_AUTOINSTALL": "true", "NAS_ATTN_STORAGE": url}
     command = [*words, sys.executable, str(HERE / "ports.py"), address, str(tmp_path_factory.mktemp("planted") / "study")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
@@ -148,7 +148,7 @@ except NasAttnError as error:
 @pytest.mark.slow
 def test_a_cluster_without_a_token_is_taken_only_where_the_user_insists(tmp_path):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    clean |= {"HOME": str(tmp_path), "PYTHONPATH": str(HERE)}
+    clean |= {"HOME": str(tmp_path), "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     attempts = {
         "none": ({}, ""),
         "token": ({"RAY_AUTH_TOKEN": "ours" * 8}, ""),
