@@ -7,7 +7,7 @@ from rich.console import Console
 
 InsecureCluster = Annotated[
     bool,
-    typer.Option("--insecure-cluster", help="Also a cluster without authentication: whoever reaches it runs code on its nodes, and here."),
+    typer.Option("--insecure-cluster", help="The cluster has no authentication: whoever reaches it runs code on its nodes, and here."),
 ]
 
 

@@ -96,7 +96,9 @@ class Cluster:
         )
 
     def join(self, address: str, insecure: bool = False) -> list[dict[str, Any]]:
-        """Connect to the cluster at `address` with the token of the environment; its nodes. `insecure` also takes one that needs none.
+        """Connect to the cluster at `address` with the token of the environment; its nodes.
+
+        `insecure` joins one that runs without authentication, and sends it no token: a driver that asks for one would not be answered.
 
         Raises:
             InputError: no token, or a cluster that lets in who holds none.
@@ -106,13 +108,12 @@ class Cluster:
             raise PoolError(
                 f"`address` must be `host:port` of a cluster's GCS or `auto`, but got {address!r}; use port 6379, not Ray Client's."
             )
-        held = _has_token()
-        if not held and not insecure:
+        if not insecure and not _has_token():
             raise InputError(
                 f"Joining {address} needs the cluster's token, but neither RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH nor "
                 f"~/.ray/auth_token holds one; copy it from the head node (`ray get-auth-token`). {_INSECURE}"
             )
-        self._set_environment({} if held else {"RAY_AUTH_MODE": "disabled"})
+        self._set_environment({"RAY_AUTH_MODE": "disabled"} if insecure else {})
         nodes = self._connect(address=address)
         if not insecure:
             _require_closed(self.address)
