@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nas_attn.errors import SpaceError
+from nas_attn.errors import SpaceError, shown
 
 Param = bool | int | float
 """A hyperparameter's value. A float below 1 is a fraction of the site's channels, which keeps a placement portable over scales."""
@@ -39,7 +39,11 @@ class Placement:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Placement":
         """The inverse of `to_dict`."""
-        return cls(layer=data["layer"], module=data["module"], params=tuple(data["params"].items()))
+        placed = cls(layer=data["layer"], module=data["module"], params=tuple(data["params"].items()))
+        names, values = (placed.module, *(name for name, _ in placed.params)), [value for _, value in placed.params]
+        if not all(isinstance(name, str) and name.isidentifier() for name in names) or not {*map(type, values)} <= {bool, int, float}:
+            raise SpaceError(f"A placement names a module and its numbers by plain words, but got {shown(dict(data))}; discard the record.")
+        return placed
 
 
 def _text(value: Param) -> str:

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas_attn import custom, data, facts, pick, posterior
+from nas_attn import data, facts, pick, posterior
 from nas_attn.architecture import Architecture
 from nas_attn.errors import DataError, InputError, StudyError, nearest
 from nas_attn.full import WEIGHTS, file_fingerprint
 from nas_attn.outcome import Measured, Outcome, Recipe, Snapshot, Stopped, Trial
-from nas_attn.setup import Setup, code_version
+from nas_attn.setup import Setup, code_version, require_own
 
 BASE, EXTRA, WIDER, MEMBERS = "base", "extra", "wider", "members"
 ARMS = (BASE, EXTRA, WIDER, MEMBERS)
@@ -213,9 +213,7 @@ def _same_data(setup: Setup, found: data.DataSet) -> list[str]:
 
 
 def _recipe(snapshot: Snapshot, setup: Setup, found: data.DataSet, options: Options, base: str) -> Recipe:
-    missing = set(setup.imports) - set(custom.sources())
-    if missing:
-        raise InputError(f"The study's modules come from {sorted(missing)}; give --import {' --import '.join(sorted(missing))}.")
+    require_own(setup)
     fit = dict(setup.fit)
     schedule = {name: fit.pop(name) for name in ("epochs", "imgsz", "batch", "lr0")}
     schedule |= {name: value for name in schedule if (value := getattr(options, name)) is not None}

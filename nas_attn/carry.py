@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from nas_attn.errors import PoolError
-from nas_attn.files import write_atomic
+from nas_attn.files import NAME, write_atomic
 from nas_attn.outcome import CHECKPOINT
 
 T = TypeVar("T")
@@ -25,6 +25,8 @@ MARK = ".driver"
 OUTSIDE = "outside"
 KEPT = ("base", "lists", OUTSIDE)
 """What a worker's own folder keeps from task to task; trials are gone once they have travelled."""
+DRIVERS = ("ledger",)
+"""Folders of a study in which no worker has any business."""
 
 
 def leave_mark(folder: Path) -> str:
@@ -79,8 +81,9 @@ def deliver(folder: Path, files: Mapping[str, bytes]) -> None:
         OSError: the folder takes no more.
     """
     for name in files:
-        parts = PurePosixPath(name).parts
-        if len(parts) < 2 or ".." in parts or PurePosixPath(name).is_absolute() or not _inside(folder, folder / name):
+        parts = str(name).split("/")
+        plain = len(parts) > 1 and all(NAME.fullmatch(part) for part in parts) and parts[0] not in DRIVERS
+        if not plain or not _inside(folder, folder / name):
             raise PoolError(f"A worker may bring files into the study's own folders only, but brought {name!r}.")
     for name in sorted(files, key=lambda name: (name.endswith(".json"), name)):
         _write(folder / name, files[name])

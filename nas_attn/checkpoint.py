@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nas_attn.files import write_atomic
+from nas_attn.tensors import read_tensors, require_torch
 
 FORMAT = 1
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError)
@@ -47,12 +48,13 @@ def save(file: Path, trainer: Any, identity: str, curve: Sequence[Mapping[str, f
 
 def first_usable(files: Sequence[Path], identity: str, below: int) -> Mapping[str, Any] | None:
     """The content of the first file that is whole and is of this training, paused before epoch `below`; None where there is none."""
+    require_torch()  # an error of the user's, not an unusable file
     return next((state for file in files if (state := _load(file, identity, below)) is not None), None)
 
 
 def _load(file: Path, identity: str, below: int) -> Mapping[str, Any] | None:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = read_tensors(file)
         content = {name: value for name, value in state.items() if name != "digest"}
         fits = (state["format"], state["identity"]) == (FORMAT, identity) and 0 < state["epoch"] < below
         return content if fits and state["digest"] == _digest(content) else None

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import shlex
 import sys
 import traceback
@@ -18,7 +19,7 @@ from nas_attn.cli_search import import_own, search
 from nas_attn.cli_simulate import simulate
 from nas_attn.cli_storage import StorageUrl, hide_url, rebuild
 from nas_attn.cli_verify import verify
-from nas_attn.errors import GraphError, InputError, Interrupted, NasAttnError, shown
+from nas_attn.errors import GraphError, InputError, Interrupted, NasAttnError, printable, shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
@@ -38,6 +39,7 @@ Imports = Annotated[list[str] | None, typer.Option("--import", help="A module of
 def main() -> None:
     """Run the command line; errors become one line and an exit code, with a traceback under --debug."""
     hide_url()
+    os.environ["YOLO_AUTOINSTALL"] = "false"  # read at Ultralytics' import; nothing is installed behind the user's back
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -75,7 +77,7 @@ def _fail(error: Exception, code: int, debug: bool) -> None:
     label = "stopped" if isinstance(error, Interrupted) else "error"
     kind = "" if isinstance(error, NasAttnError) else f"{type(error).__name__}: "
     hint = "" if isinstance(error, NasAttnError) or debug else " (--debug shows where)"
-    text = "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in str(error).split("\n"))
+    text = "\n".join(map(printable, str(error).split("\n")))
     errors.print(f"{label}: {kind}{text}{hint}", markup=False, soft_wrap=True)
     raise SystemExit(code)
 
@@ -175,7 +177,7 @@ def check(
         raise InputError(f"`check` needs a file, but {model} is none; give the path of a model YAML, or --module NAME.")
     findings = lint_yaml(read_file(model, kind=GraphError), names(), scale)
     for finding in findings:
-        console.print(f"{model}: row {finding.row}: {finding.code}: {finding.message}", markup=False, soft_wrap=True)
+        console.print(printable(f"{model}: row {finding.row}: {finding.code}: {finding.message}"), markup=False, soft_wrap=True)
     if findings:
         raise typer.Exit(1)
     console.print(f"{model}: nothing found.", markup=False)

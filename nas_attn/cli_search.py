@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from nas_attn.cli_cluster import InsecureCluster, warn
 from nas_attn.cli_storage import StorageUrl, forget_url
 
 TARGET = "nas_attn.evaluate:serve"
@@ -25,6 +26,7 @@ def search(
     out: Annotated[Path, typer.Option(help="The study's folder; the same folder goes on.")] = Path("study"),
     storage: StorageUrl = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
+    insecure_cluster: InsecureCluster = False,
     pool: Annotated[str, typer.Option(help="ray (warm workers) or inline (this process).")] = "ray",
     workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
     max_workers: Annotated[
@@ -65,6 +67,7 @@ def search(
     if max_workers is not None and share is None:
         share = 1.0  # what to ask an autoscaler for can't be learned from nodes that are not there yet
     extra = {"fidelity": fidelity if fidelity != "full" else None, "repeats": repeats or None}
+    warn(address, insecure_cluster)
     with (
         Watch(console) as watch,
         open_pool(
@@ -78,6 +81,7 @@ def search(
             cpus_per_worker=cpus_per_worker,
             max_workers=max_workers,
             tell=watch.note,
+            insecure_cluster=insecure_cluster,
         ) as running,
     ):
         nodes.check(running, prepared)

@@ -3,13 +3,15 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from nas_attn.cli_cluster import InsecureCluster, warn
 from nas_attn.cli_storage import StorageUrl, forget_url
+from nas_attn.errors import printable
 
 if TYPE_CHECKING:
     from nas_attn.arms import Verification
@@ -35,6 +37,7 @@ def verify(
     workers: Annotated[int | None, typer.Option(help="Workers; default: from the machine.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
+    insecure_cluster: InsecureCluster = False,
     latency_node: Annotated[str | None, typer.Option(help="The node on which latency is measured: host name or address.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default: the search's.")] = None,
     storage: StorageUrl = None,
@@ -76,7 +79,9 @@ def verify(
     share = gpus_per_worker if setup.device != "cpu" else 0.0
     # Only what lies in the study's folder can travel; elsewhere the workers must see it themselves.
     travels = Path(setup.folder) if target.resolve().is_relative_to(setup.folder) else None
-    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address, folder=travels, latency_node=latency_node)
+    warn(address, insecure_cluster)
+    place: dict[str, Any] = {"address": address, "insecure_cluster": insecure_cluster, "latency_node": latency_node}
+    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, folder=travels, **place)
     with opened as running, Watch(console) as watch:
         evidence = driver.run(plan, running, watch)
     files = verdict.write(evidence, target)
@@ -112,7 +117,7 @@ def _show(console: Console, evidence: "Evidence") -> None:
         rows.add_row(name, _number(row["latency_ratio"], 1, 3), str(row["n"]), _number(row["mean"]), _number(row["sd"]), *spreads)
     console.print(rows)
     for line in verdict.failures(evidence):
-        console.print(f"failed: {line}", markup=False, soft_wrap=True)
+        console.print(f"failed: {printable(line)}", markup=False, soft_wrap=True)
     for note in evidence.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     console.print(verdict.conclusion(evidence), markup=False, soft_wrap=True)

@@ -1,8 +1,9 @@
 """The Ray that this process is connected to: a local cluster of its own behind a token, or a running one; and the way back.
 
-Ray cannot be bound to the loopback by its options, so whoever reaches a port and holds no token must be refused: a local cluster gets a
-random token in a 0600 file within a 0700 folder, made before Ray starts (Ray would make it readable for all). Checked with Ray 2.60:
-the C++ token loader reads RAY_AUTH_TOKEN, then the file at RAY_AUTH_TOKEN_PATH, then ~/.ray/auth_token, and caches what it found.
+Ray cannot be bound to the loopback by its options, so whoever reaches a port must be refused: a local cluster gets a random token and a
+certificate without which no connection is made, in 0600 files within a 0700 folder, made before Ray starts (Ray would make the token
+readable for all). Checked with Ray 2.60: the C++ token loader reads RAY_AUTH_TOKEN, then the file at RAY_AUTH_TOKEN_PATH, then
+~/.ray/auth_token, and caches what it found. A running cluster is joined only if it turns away who holds no token (docs/security.md).
 """
 
 import contextlib
@@ -20,7 +21,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_attn.errors import PoolError
+from nas_attn import door
+from nas_attn.certificate import issue
+from nas_attn.errors import InputError, PoolError
 
 _OBJECT_STORE_BYTES = 200 * 10**6
 _FOLDER_PREFIX = "nas-attn-"
@@ -83,6 +86,7 @@ class Cluster:
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
         self._set_environment({"RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)})
+        self._set_environment(dict(issue(folder, [_own_address()])))  # asks Ray, which leaves variables at its import
         self._folder = folder
         self._undo.callback(lambda: _end_processes(self._family))
         return self._connect(
@@ -93,19 +97,29 @@ class Cluster:
             _temp_dir=str(folder / "ray"),
         )
 
-    def join(self, address: str) -> list[dict[str, Any]]:
-        """Connect to the cluster at `address` with the token of the environment; its nodes."""
+    def join(self, address: str, insecure: bool = False) -> list[dict[str, Any]]:
+        """Connect to the cluster at `address` with the token of the environment; its nodes.
+
+        `insecure` joins one that runs without authentication, and sends it no token: a driver that asks for one would not be answered.
+
+        Raises:
+            InputError: no token, or a cluster that lets in who holds none.
+            PoolError: no cluster there.
+        """
         if "://" in address:
             raise PoolError(
                 f"`address` must be `host:port` of a cluster's GCS or `auto`, but got {address!r}; use port 6379, not Ray Client's."
             )
-        if not _has_token():
-            raise PoolError(
+        if not insecure and not _has_token():
+            raise InputError(
                 f"Joining {address} needs the cluster's token, but neither RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH nor "
-                "~/.ray/auth_token holds one; copy it from the head node (`ray get-auth-token`)."
+                f"~/.ray/auth_token holds one; copy it from the head node (`ray get-auth-token`). {_INSECURE}"
             )
-        self._set_environment({})
-        return self._connect(address=address)
+        self._set_environment({"RAY_AUTH_MODE": "disabled"} if insecure else {})
+        nodes = self._connect(address=address)
+        if not insecure:
+            _require_closed(self.address)
+        return nodes
 
     def states(self) -> dict[str, str]:
         """Every node that was ever here, by its identity: `alive`, `draining` (it said that it will go), `left` (it went as it had said, or
@@ -170,6 +184,32 @@ def _apply_environment(changes: Mapping[str, str | None]) -> None:
     raylet.Config.initialize("")
     if os.environ.get("RAY_AUTH_MODE") != "token" or _has_token():
         raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+_INSECURE = "Where nobody else reaches it, --insecure-cluster takes a cluster without authentication."
+
+
+def _require_closed(address: str) -> None:
+    """Refuse a cluster that answers a call without a token. Where the variables of TLS are set, a stranger does not get that far."""
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return
+    try:
+        found = door.status(address)
+    except OSError as error:
+        raise PoolError(f"Ray at {address} must answer, but: {error}; is its port 6379 forwarded by half?") from error
+    if found != door.UNAUTHENTICATED:
+        what = "answers a caller without a token" if found == door.OPEN else f"answers a caller without a token with status {found}"
+        raise InputError(
+            f"A cluster must turn away who holds no token, or whoever reaches it runs code on all of its nodes, but {address} {what}; "
+            f"start it anew with RAY_AUTH_MODE=token on every node. {_INSECURE}"
+        )
+
+
+def _own_address() -> str:
+    """The address at which a local Ray calls itself, whatever it is told."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
 def _has_token() -> bool:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -13,7 +14,7 @@ import ultralytics
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
-from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils import LOGGER, SETTINGS, checks
 from ultralytics.utils.events import events
 
 from nas_attn import burden
@@ -24,6 +25,7 @@ from nas_attn.graph import Edit, Graph, insert
 from nas_attn.records import record
 from nas_attn.registration import CONTROLS, register, yaml_name
 from nas_attn.space import Site
+from nas_attn.tensors import read_tensors, require_torch
 
 State = Mapping[str, Tensor]
 
@@ -33,16 +35,22 @@ PROBE_PX = 256
 MOST_CHANNELS = 2**14
 """Of a layer: a slip beyond would fill the memory before anything could be said about it."""
 
+CONVERT = "python -c \"import torch, ultralytics; torch.save(ultralytics.YOLO('best.pt').model.state_dict(), 'weights.pt')\""
+"""What a user runs, in a process of theirs, on a checkpoint of theirs that cannot be read without executing what it holds."""
+
 register()
 
 
 def silence() -> None:
-    """Turn off, in this process only, what Ultralytics would print, send or report to other trackers."""
+    """Turn off, in this process only, what Ultralytics would print, send, install or report to other trackers."""
     LOGGER.setLevel("ERROR")
     for key in ("sync", "raytune", "mlflow", "comet", "clearml", "dvc", "wandb", "tensorboard", "neptune"):
         # The settings object writes every change to the user's settings file; its plain dict method does not.
         dict.__setitem__(SETTINGS, key, False)
-    events.enabled = False  # decided at Ultralytics' import, which may have come before ours
+    # Decided at Ultralytics' import, which may have come before ours, or by the user's environment.
+    events.enabled = False
+    checks.AUTOINSTALL = False
+    os.environ["YOLO_AUTOINSTALL"] = "false"  # of processes that this one begins
 
 
 def load_base(base: str) -> tuple[Graph, str]:
@@ -257,8 +265,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise InputError(f"Weights must be a file, but {file} is none; give a path to a .pt file.")
     if not file.stat().st_size:
         raise InputError(f"{file} must be an Ultralytics checkpoint or a plain state dict, but it is empty; copy it again.")
+    require_torch()
     try:
-        plain = torch.load(file, map_location="cpu", weights_only=True)
+        plain = read_tensors(file)
         if isinstance(plain, Mapping) and plain and all(isinstance(v, Tensor) for v in plain.values()):
             return {str(k): v.float() if v.is_floating_point() else v for k, v in plain.items()}
     except Exception as error:
@@ -271,7 +280,8 @@ def read_state(file: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 200)[1:-1]
         raise InputError(
-            f"{file} must be an Ultralytics checkpoint or a plain state dict, but: {reason}; give the best.pt of a training."
+            f"{file} must be an Ultralytics checkpoint or a plain state dict, but: {reason}; give the best.pt of a training, or, "
+            f"where you trust the file and it holds more than that, its tensors: {CONVERT}"
         ) from error
 
 

@@ -81,6 +81,11 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def printable(text: object) -> str:
+    """A text on one line that moves no cursor and begins no line of its own: control characters and line ends as Python writes them."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(text))
+
+
 def word(name: object) -> str:
     """A name as a message shows it: as it is where it is short and printable, otherwise as `shown`."""
     text = str(name)

@@ -30,6 +30,7 @@ from nas_attn.proxy import Trained, Training
 from nas_attn.proxy import train as train_model
 from nas_attn.runner import require_backend
 from nas_attn.setup import Setup, available_cores, code_version, threads
+from nas_attn.tensors import read_tensors
 
 
 def serve(kind: str, payload: str) -> str:
@@ -255,7 +256,7 @@ def _build(setup: Setup, architecture: Architecture, seed: int, base: str | None
 
 @lru_cache(maxsize=2)
 def _base_state(file: str, _written_ns: int) -> tuple[Mapping[str, Tensor], str]:
-    loaded: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    loaded: Mapping[str, Tensor] = read_tensors(file)
     return loaded, _fingerprint(loaded)
 
 

@@ -14,10 +14,12 @@ import yaml
 
 from nas_attn import facts
 from nas_attn.detector import build, insert_architecture, read_state
-from nas_attn.errors import InputError, StudyError
+from nas_attn.errors import InputError, StudyError, printable
+from nas_attn.files import plain_name
 from nas_attn.graph import Graph
+from nas_attn.markdown import Markdown, code, markdown
 from nas_attn.outcome import Job, Measured, Snapshot, Trial
-from nas_attn.setup import Setup
+from nas_attn.setup import Setup, require_own
 from nas_attn.train import WEIGHTS
 
 ROWS = ("backbone", "head")
@@ -41,6 +43,7 @@ def export(snapshot: Snapshot, setup: Setup, trial: Trial, to: Path, *, scale: s
         InputError: a folder that holds another YAML, or a scale that the base does not have.
         StudyError: a trial that was not measured, or whose weights are gone.
     """
+    require_own(setup)
     scale = setup.scale if scale is None else scale
     graph = insert_architecture(setup.yaml_graph(), trial.architecture).graph
     config = _config(graph, setup, scale)
@@ -146,12 +149,13 @@ def _config(graph: Graph, setup: Setup, scale: str) -> dict[str, Any]:
 
 
 def _stem(setup: Setup, scale: str) -> str:
+    """Of the YAML's name, which the training script repeats: a base's name and a scale may come with a stranger's study."""
     stem = Path(setup.base).stem
-    if not scale or (scale == setup.scale and re.search(rf"\d{scale}(?:[-_.]|$)", stem)):
-        return stem
+    if not scale or (scale == setup.scale and re.search(rf"\d{re.escape(scale)}(?:[-_.]|$)", stem)):
+        return plain_name(stem)
     if setup.scale:
-        return re.sub(rf"(\d){setup.scale}(?=[-_.]|$)", rf"\g<1>{scale}", stem)
-    return f"{stem}{scale}"
+        return plain_name(re.sub(rf"(\d){re.escape(setup.scale)}(?=[-_.]|$)", lambda match: match[1] + scale, stem))
+    return plain_name(f"{stem}{scale}")
 
 
 def _dump(config: Mapping[str, Any]) -> str:
@@ -170,8 +174,8 @@ def _dump(config: Mapping[str, Any]) -> str:
 
 def _header(snapshot: Snapshot, trial: Trial, setup: Setup) -> str:
     return (
-        f"# {setup.base} with {trial.architecture}; rows are numbered after the insertion.\n"
-        f"# Exported by nas_attn {version('nas-attn')} from study {snapshot.name}, trial {trial.number}; see card.md.\n"
+        f"# {printable(setup.base)} with {printable(trial.architecture)}; rows are numbered after the insertion.\n"
+        f"# Exported by nas_attn {version('nas-attn')} from study {printable(snapshot.name)}, trial {trial.number}; see card.md.\n"
         f"# Derived from a model file of Ultralytics (AGPL-3.0). Run `{_imports(setup)}` before Ultralytics builds it.\n\n"
     )
 
@@ -204,7 +208,7 @@ def _facts(snapshot: Snapshot, setup: Setup, trial: Trial, yaml_name: str, weigh
         "trial": trial.number,
         "digest": trial.architecture.digest(),
         "gates": ", ".join(f"row {row}: {value:.4f}" for row, value in outcome.gates.items()) or "none",
-        "weights": f"`{WEIGHTS}`: its trained tensors, a plain state dict."
+        "weights": Markdown(f"`{WEIGHTS}`: its trained tensors, a plain state dict.")
         if weights
         else "No weights: the scale differs from the searched one.",
         "command": snapshot.settings.get("command", f"nas-attn search {snapshot.folder / 'space.yaml'}"),
@@ -233,5 +237,7 @@ def _latency(trial: Trial) -> str:
 
 def _template(name: str) -> jinja2.Template:
     source = resources.files("nas_attn").joinpath(f"templates/{name}.j2").read_text(encoding="utf-8")
-    # Markdown and Python, not HTML: nothing to escape, and names come from the study's own validated values.
-    return jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined).from_string(source)
+    escaped = markdown if name.endswith(".md") else str  # the script holds a plain name and dotted ones
+    environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined, finalize=escaped)
+    environment.filters["code"] = code
+    return environment.from_string(source)

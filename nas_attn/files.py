@@ -1,15 +1,23 @@
-"""Files that are whole or not there, also after a power cut, and that wait for a full disk to be freed."""
+"""Files that are whole or not there, also after a power cut, and that wait for a full disk; and the names that files may have."""
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of a file, a folder or a study that something other than this program named: no path, no option, nothing hidden."""
 FULL_PAUSES_S = (0.1, 0.5, 2.0, 10.0, *(30.0,) * 20)
 """Waits between attempts to write to a full disk: ten minutes, for what a training of hours gave must not be lost for a few bytes."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_FREE = 1 << 20
+
+
+def plain_name(text: str) -> str:
+    """A text as such a name: what does not fit becomes `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:64] or "unnamed"
 
 
 def write_atomic(file: Path, write: Callable[[Path], object], pauses: Sequence[float] | None = None) -> None:

@@ -27,6 +27,7 @@ from nas_attn.graph import SCALED, Edit, Graph
 from nas_attn.outcome import CHECKPOINT, Failure, Job, Latency, Outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import train as train_model
 from nas_attn.setup import Setup, threads
+from nas_attn.tensors import read_tensors
 
 TOLERANCE = 0.02
 """A wider base within 2 % of a candidate's latency is as fast."""
@@ -255,7 +256,7 @@ def _state(file: Path) -> Mapping[str, Tensor]:
 
 @lru_cache(maxsize=2)
 def _cached_state(file: str, _written_ns: int) -> Mapping[str, Tensor]:
-    loaded: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    loaded: Mapping[str, Tensor] = read_tensors(file)
     return loaded
 
 

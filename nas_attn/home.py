@@ -2,14 +2,15 @@
 
 import contextlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nas_attn import journal
 from nas_attn.address import hidden, is_server, journal_of, require_safe
-from nas_attn.errors import StudyError
-from nas_attn.files import write_atomic
+from nas_attn.errors import StudyError, printable, shown
+from nas_attn.files import NAME, plain_name, write_atomic
 from nas_attn.ledger import Ledger
 from nas_attn.lock import FolderLock
 from nas_attn.server_lock import ServerLock
@@ -78,7 +79,7 @@ def _home(folder: Path, url: str) -> str:
 def home_of(folder: Path) -> str | None:
     """Where the folder's study lives, if that is known."""
     mark = folder / "study.json"
-    return json.loads(mark.read_text()).get("storage") if mark.is_file() else None
+    return known_names(mark).get("storage") if mark.is_file() else None
 
 
 def inode(file: Path | None) -> tuple[int, int] | None:
@@ -94,11 +95,34 @@ def identity(folder: Path, name: str | None) -> dict[str, str]:
     """The study's name and its owner's mark, kept in the folder: two folders can never drive one study of a shared storage."""
     mark = folder / "study.json"
     if not mark.is_file():
-        _write_mark(folder, {"name": name or folder.resolve().name, "owner": uuid.uuid4().hex})
-    owned: dict[str, str] = json.loads(mark.read_text())
+        _write_mark(folder, {"name": _fit_name(folder, name), "owner": uuid.uuid4().hex})
+    owned = known_names(mark)
     if name not in (None, owned["name"]):
         raise StudyError(f"A folder holds one study, but {folder} holds {owned['name']!r}, not {name!r}; use another folder.")
     return owned
+
+
+def _fit_name(folder: Path, name: str | None) -> str:
+    """A new study's: it names tables' rows and locks of a storage that others share."""
+    if name is not None and not NAME.fullmatch(name):
+        raise StudyError(f"A study's name must be 1 to 64 letters, digits, `.`, `_` or `-`, but got {shown(name)}; give e.g. yolo11-1.")
+    return name or plain_name(folder.resolve().name)
+
+
+def known_names(mark: Path) -> dict[str, str]:
+    """What a folder's `study.json` holds: `name`, `owner`, and `storage` where it is known. Names of 0.1.0 may have spaces; none is a path.
+
+    Raises:
+        StudyError: it is not as this program writes it.
+    """
+    try:
+        owned = json.loads(mark.read_text())
+        names = [owned["name"], owned["owner"]]
+        if not all(isinstance(name, str) and re.fullmatch(r"(?![.\s])[^/\\]{1,255}", printable(name)) for name in names):
+            raise ValueError(f"got the name {shown(owned['name'])}")
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise StudyError(f"{mark} must hold the study's name and owner, but: {error}; copy it from a backup.") from error
+    return {key: str(owned[key]) for key in ("name", "owner", "storage") if key in owned}
 
 
 def _write_mark(folder: Path, owned: Mapping[str, str]) -> None:

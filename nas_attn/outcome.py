@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.architecture import Architecture
-from nas_attn.errors import StudyError
+from nas_attn.errors import StudyError, shown
 
 SCHEMA = 1
 CHECKPOINT = "checkpoint.pt"
@@ -89,7 +89,13 @@ class Job:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Job":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            StudyError: a seed, attempt or rung that is no number; they name folders.
+        """
+        if not all(type(data[name]) is int for name in ("seed", "attempt")) or type(data.get("epochs")) not in (int, type(None)):
+            raise StudyError(f"A job's seed, attempt and epochs must be whole numbers, but it is {shown(dict(data))}; discard the record.")
         return cls(
             architecture=Architecture.from_dict(data["architecture"]),
             recipe=Recipe.from_dict(data["recipe"]),

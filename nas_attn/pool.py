@@ -19,11 +19,12 @@ from nas_attn.admission import DEADLINE_S, MARK, Judge
 from nas_attn.carry import deliver, leave_mark, needed
 from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
+from nas_attn.inline_pool import InlinePool
 from nas_attn.losses import cause_of, reason_of
 from nas_attn.porters import Porters
 from nas_attn.schedule import assign, available_cpus, check_options, measuring_node, plan_cluster, unit_plan
 from nas_attn.seating import Seating, Slot
-from nas_attn.work import UNFIT, Done, Pool, Task, answer, import_target, require_open
+from nas_attn.work import UNFIT, Done, Pool, Task, require_open
 from nas_attn.worker import Worker
 
 START_TIMEOUT_S = 180.0
@@ -50,12 +51,13 @@ def open_pool(
     cpus_per_worker: float | None = None,
     max_workers: int | None = None,
     tell: Callable[[str], None] | None = None,
+    insecure_cluster: bool = False,
 ) -> Pool:
     """The pool that `kind` names (`ray` or `inline`), serving `target` (`module:function`, from kind and JSON payload to JSON).
 
     `folder` is the study's; its files travel to workers that do not see it. Exclusive tasks run on `latency_node` (host name, address or
     identity of a node), or else on the first node that has workers. With `max_workers` workers are asked for as work waits and given up
-    as it does not, so that an autoscaler brings and takes nodes. `tell` hears what becomes of nodes.
+    as it does not, so that an autoscaler brings and takes nodes. `tell` hears what becomes of nodes. `insecure_cluster`: anybody may.
 
     Raises:
         InputError: an unknown kind or an impossible number.
@@ -64,64 +66,17 @@ def open_pool(
     if kind == "inline":
         return InlinePool(target)
     if kind == "ray":
-        return RayPool(
-            target, workers, gpus_per_worker, address, threads, folder, latency_node, cpus_per_worker, max_workers, tell or (lambda _: None)
-        )
+        elastic = (cpus_per_worker, max_workers, tell or (lambda _: None))
+        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node, *elastic, insecure_cluster)
     raise InputError(f"A pool is `ray` or `inline`, but got {kind!r}. {nearest(kind, ('ray', 'inline'))}")
-
-
-class InlinePool(Pool):
-    """Runs one task a call of `wait`, in this very process: for debugging, and where Ray is not wanted.
-
-    Deadlines are not enforced, for nothing stands beside the task to stop it. KeyboardInterrupt passes through, and the task that it
-    interrupted stays first in the queue.
-    """
-
-    slots = 1
-
-    def __init__(self, target: str) -> None:
-        self._serve = import_target(target)
-        self._queue: deque[Task] = deque()
-        self._closed = False
-
-    def submit(self, task: Task) -> None:
-        """Queue a task."""
-        require_open(self._closed)
-        self._queue.append(task)
-
-    def wait(self, timeout_s: float | None) -> list[Done]:  # noqa: ARG002
-        """Run the oldest task to its end, however long that takes."""
-        require_open(self._closed)
-        if not self._queue:
-            return []
-        task = self._queue[0]
-        result, lost, cause = answer(self._serve, task.kind, task.payload)
-        self._queue.popleft()
-        return [Done(task.key, result, lost, "crash" if cause == UNFIT else cause)]
-
-    def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
-        """One task, here."""
-        require_open(self._closed)
-        return [("this machine", Done("here", *answer(self._serve, kind, payload)))]
-
-    def require(self, kind: str, payload: str, judge: Judge) -> None:
-        """No node joins this one."""
-
-    def need(self, memory_mib: float) -> None:
-        """One task at a time is the least there can be."""
-
-    def close(self) -> None:
-        """Drop what is queued."""
-        self._closed = True
-        self._queue.clear()
 
 
 class RayPool(Pool):
     """Warm workers on a Ray cluster: a local one of its own, or the running one at `address`.
 
     A worker that dies costs its task only: the task is lost, a new worker takes its place. Deadlines are kept on the driver's monotonic
-    clock by killing the worker. A local cluster listens on all interfaces (Ray cannot be told otherwise), so a random token, in a
-    0600 file within a private folder, is what keeps others out; for `address` the environment must hold the cluster's token.
+    clock by killing the worker. A local cluster listens on all interfaces (Ray cannot be told otherwise), so a certificate and a token, in
+    0600 files within a private folder, are what keeps others out; for `address` the environment must hold the cluster's token.
 
     Raises:
         InputError: an impossible number of workers, threads or GPUs.
@@ -140,6 +95,7 @@ class RayPool(Pool):
         cpus_per_worker: float | None = None,
         max_workers: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
+        insecure_cluster: bool = False,
     ) -> None:
         check_options(workers, gpus_per_worker, threads, cpus_per_worker, max_workers)
         if max_workers is not None and not address:
@@ -156,7 +112,7 @@ class RayPool(Pool):
         self._watched = 0.0
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
-            nodes = self._cluster.join(address) if address else self._cluster.start(available_cpus())
+            nodes = self._cluster.join(address, insecure_cluster) if address else self._cluster.start(available_cpus())
             if max_workers is None:
                 seats = plan_cluster(nodes, workers, gpus_per_worker, threads, cpus_per_worker)
                 self._seating.plan(seats, measuring_node(nodes, [node for _, node in seats], latency_node))
@@ -328,7 +284,8 @@ class RayPool(Pool):
         try:
             deliver(self._folder, files)
         except (OSError, PoolError) as error:
-            return Done(done.key, None, f"what it wrote could not be kept: {error}", "disk")
+            cause = "disk" if isinstance(error, OSError) else "answer"
+            return Done(done.key, None, f"what it wrote could not be kept: {error}", cause)
         return done
 
     def _collect(self, end: float) -> list[Done]:

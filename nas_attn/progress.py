@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nas_attn.errors import printable
 from nas_attn.event import Event
 
 QUIET = frozenset({"asked", "train", "late"})
@@ -46,8 +47,10 @@ class Watch:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        self.bar.update(self.task, completed=event.done, total=event.total, description=escape(event.message[:72]))
+        self.bar.update(self.task, completed=event.done, total=event.total, description=escape(printable(event.message)[:72]))
         if event.kind in QUIET:
             return
         clock = time.strftime("%M:%S", time.gmtime(time.monotonic() - self.start))
-        self.console.print(f"[dim]{clock} {event.done:>3}/{event.total}[/dim] {escape(event.message)}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"[dim]{clock} {event.done:>3}/{event.total}[/dim] {escape(printable(event.message))}", highlight=False, soft_wrap=True
+        )

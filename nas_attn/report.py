@@ -24,6 +24,7 @@ from nas_attn.claim import SURE
 from nas_attn.outcome import Failure, Rejected, Snapshot, Stopped, Trial
 from nas_attn.picture import Row, in_plane, picture, plane_front
 from nas_attn.posterior import Posterior, believe
+from nas_attn.table import csv_text
 
 COLUMNS = (
     "number", "state", "kind", "digest", "architecture", "map50_95", "latency_ratio", "latency_ms", "params_m", "gmacs",
@@ -135,7 +136,7 @@ def _mean(values: Any) -> float | None:
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> bytes:
-    return pd.DataFrame(rows, columns=list(columns)).to_csv(index=False, lineterminator="\n").encode()
+    return csv_text(pd.DataFrame(rows, columns=list(columns))).encode()
 
 
 def page(snapshot: Snapshot, believed: Posterior | None = None) -> str:

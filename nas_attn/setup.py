@@ -59,6 +59,16 @@ class Setup:
         return Graph.from_yaml(self.graph)
 
 
+def require_own(setup: Setup) -> None:
+    """Refuse a study whose modules the user has not named: a study's folder, which may be a stranger's, decides on no import.
+
+    Raises:
+        InputError: which they are.
+    """
+    if missing := sorted(set(setup.imports) - set(custom.sources())):
+        raise InputError(f"The study's modules come from {missing}; where you trust them give --import {' --import '.join(missing)}.")
+
+
 def code_version() -> str:
     """The versions that a score depends on, the user's own modules by fingerprint."""
     own = [f"{name} {fingerprint}" for name, fingerprint in custom.sources().items()]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nas_attn import facts, listing, pick, posterior
+from nas_attn.errors import printable
 from nas_attn.records import record
 
 Row = dict[str, Any]
@@ -76,7 +78,9 @@ def summary(console: Console, snapshot: Any, out: Path) -> None:
     table = Table("trial", "architecture", "mAP50-95", "latency ratio", title=title)
     for entry in front:
         values = entry.values or {}
-        table.add_row(str(entry.number), str(entry.architecture), f"{values['map50_95']:.4f}", f"{values['latency_ratio']:.3f}")
+        table.add_row(
+            str(entry.number), escape(printable(entry.architecture)), f"{values['map50_95']:.4f}", f"{values['latency_ratio']:.3f}"
+        )
     console.print(table)
     _recommended(console, snapshot)
     sigma = facts.sigma(snapshot)
@@ -85,7 +89,7 @@ def summary(console: Console, snapshot: Any, out: Path) -> None:
     for control in facts.controls(snapshot):
         verdict = "separated" if control.separated else "NOT separated" if control.separated is not None else "unknown"
         by = "no score" if control.sigmas is None else f"{control.gain:+z.4f} mAP50-95, {control.sigmas:+.1f} sigma"
-        console.print(f"positive control {control.label}: {by} ({verdict})", markup=False)
+        console.print(f"positive control {printable(control.label)}: {by} ({verdict})", markup=False)
     where = shlex.quote(str(out))
     console.print(f"Report: {out / 'report.html'}", markup=False)
     console.print(f"Next: nas-attn pick {where} --rule knee; nas-attn export {where} --to winner", markup=False)
@@ -125,4 +129,4 @@ def _cell(value: Any) -> str:
         return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
         return " ".join(_cell(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else escape(printable(value))

@@ -23,7 +23,7 @@ from nas_attn import journal
 from nas_attn.address import file_of, hidden, is_server, journal_of, without_secrets
 from nas_attn.agreement import differences, disagreement
 from nas_attn.errors import NasAttnError, StudyError
-from nas_attn.home import DEFAULT, Locks, home_of, inode, lock, note_home, require_home, url_of
+from nas_attn.home import DEFAULT, Locks, home_of, inode, known_names, lock, note_home, require_home, url_of
 from nas_attn.ledger import Ledger
 from nas_attn.rows import Change, Rows, rows_of
 
@@ -89,7 +89,7 @@ class Storage:
         try:
             names = optuna.get_all_study_names(backend)
             mark = folder / "study.json"
-            name = json.loads(mark.read_text())["name"] if mark.is_file() else names[0] if len(names) == 1 else folder.resolve().name
+            name = known_names(mark)["name"] if mark.is_file() else names[0] if len(names) == 1 else folder.resolve().name
             if name not in names:
                 raise StudyError(f"The storage must hold study {name!r}, but it holds {names}; name the folder that began the study.")
             study = optuna.load_study(study_name=name, storage=backend, sampler=RandomSampler(seed=0))

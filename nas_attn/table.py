@@ -122,6 +122,15 @@ def read_table(path: str | Path, genes: Sequence[str], directions: Mapping[str, 
         raise InputError(f"{path}: {error}") from error
 
 
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV in which no text is a formula to a spreadsheet: those that begin like one begin with an apostrophe."""
+    return frame.map(_no_formula).to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def _table(frame: pd.DataFrame, genes: Sequence[str], directions: Mapping[str, str]) -> Table:
     columns = {name: _gene(frame[name], name) for name in genes}
     _check_distinct(frame, list(genes), set(directions))

@@ -14,8 +14,10 @@ from typing import Any
 import pandas as pd
 
 from nas_attn.arms import BASE, EXTRA, WIDER, Arm
+from nas_attn.markdown import markdown
 from nas_attn.outcome import Failure, Measured, Outcome
 from nas_attn.paired import ALPHA, Contrast, compare, holm, pooled_sd, seeds_needed, smallest_effect
+from nas_attn.table import csv_text
 
 COLUMNS = (
     "arm", "architecture", "trial", "seed", "state", "map50_95", "map50", "val_loss", "first_train_loss", "epochs", "train_seconds",
@@ -60,8 +62,8 @@ class Evidence:
 def write(evidence: Evidence, out: Path) -> tuple[Path, ...]:
     """Write the two tables and the page into `out`, each whole or not at all."""
     files = {
-        "verify.csv": pd.DataFrame(table(evidence), columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"),
-        "verify-summary.csv": pd.DataFrame(summary(evidence)).to_csv(index=False, lineterminator="\n"),
+        "verify.csv": csv_text(pd.DataFrame(table(evidence), columns=list(COLUMNS))),
+        "verify-summary.csv": csv_text(pd.DataFrame(summary(evidence))),
         "verify.md": page(evidence),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -202,12 +204,12 @@ def page(evidence: Evidence) -> str:
         "## Every score (points, by seed)",
         _scores(evidence),
         "## Protocol",
-        "\n".join(f"- {name}: {value}" for name, value in evidence.protocol.items()),
+        "\n".join(f"- {name}: {markdown(value)}" for name, value in evidence.protocol.items()),
     ]
     if evidence.notes:
         parts += ["## What else must be said", "\n".join(f"- {note}" for note in evidence.notes)]
     if lost := failures(evidence):
-        parts += ["## What failed", "\n".join(f"- {line}" for line in lost)]
+        parts += ["## What failed", "\n".join(f"- {markdown(line)}" for line in lost)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -80,7 +80,8 @@ class Nodes:
 
     def inside(self, words: list[str]) -> list[str]:
         """A command as it is run where the head is."""
-        return ["ip", "netns", "exec", f"nas-hub-{os.getpid()}", *words] if self.namespaces else words
+        # `ip netns exec` would enter a view of the file systems of its own as well, in which later mounts are missing.
+        return ["nsenter", f"--net=/run/netns/nas-hub-{os.getpid()}", *words] if self.namespaces else words
 
     def cut(self, down: bool) -> None:
         """Takes the link to the leaf away, or gives it back."""
@@ -112,7 +113,7 @@ class Nodes:
     def _begin(self, words: list[str], cpus: int, head: bool, leaf: bool) -> Node:
         whole = [str(RAY), "start", "--num-cpus", str(cpus), "--object-store-memory", str(STORE_BYTES), "--block", *words]
         where = f"nas-{'leaf' if leaf else 'hub'}-{os.getpid()}"
-        whole = ["ip", "netns", "exec", where, *whole] if self.namespaces else whole
+        whole = ["nsenter", f"--net=/run/netns/{where}", *whole] if self.namespaces else whole
         log = self.root / f"node-{len(list(self.root.glob('node-*')))}"
         with log.open("wb") as output:
             process = subprocess.Popen(whole, env=os.environ | self.environment, stdout=output, stderr=subprocess.STDOUT)

@@ -58,10 +58,11 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: where, the password of its only user, and its process."""
+    """A running server: where, the password of its only user, its process, and the folder of its socket, which other networks reach too."""
 
     port: int
     password: str
+    folder: Path
     program: Program = field(compare=False)
 
     def url(self, database: str, password: str | None = None) -> str:
@@ -99,7 +100,7 @@ def server(durable: bool = False) -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-pg-"))
     try:
         prefix = _lent(folder)
-        running = Server(port=_free_port(), password=secrets.token_hex(16), program=Program([], folder))
+        running = Server(port=_free_port(), password=secrets.token_hex(16), folder=folder, program=Program([], folder))
         secret = folder / "password"
         secret.write_text(running.password)
         secret.chmod(0o644)  # within a folder that only the server's user may enter
@@ -108,7 +109,7 @@ def server(durable: bool = False) -> Iterator[Server]:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": running.port,
-            "unix_socket_directories": "",
+            "unix_socket_directories": folder,
             "fsync": "on" if durable else "off",
         }
         given = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]

@@ -36,13 +36,14 @@ def can_hide_folders() -> bool:
 
 
 @contextlib.contextmanager
-def raylets(hidden: Sequence[Sequence[Path]], cpus: int = 1) -> Iterator[Raylets]:
-    """A head, and one more node for each entry of `hidden`, to which the folders of that entry are empty."""
+def raylets(hidden: Sequence[Sequence[Path]], cpus: int = 1, secure: bool = True) -> Iterator[Raylets]:
+    """A head, and one more node for each entry of `hidden`, to which the folders of that entry are empty; behind a token if `secure`."""
     with tempfile.TemporaryDirectory(prefix="nas-attn-", dir="/tmp") as root, contextlib.ExitStack() as stack:
         token = Path(root, "token")
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
-        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)} if secure else {"RAY_AUTH_MODE": "disabled"}
+        environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
         port = _free_port()
         common = [str(RAY), "start", "--num-cpus", str(cpus), "--object-store-memory", str(STORE_BYTES), "--block"]
         head = [*common, "--head", "--port", str(port), "--include-dashboard=false", "--temp-dir", f"{root}/ray"]

@@ -5,13 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 from conftest import TINY_SPACE
+from postgres_server import server
 from study_targets import BASE, Fake, measured, open_record, setup, space, tell_next
 
-from nas_attn import cli_search, cli_storage, report, study
+from nas_attn import cli_search, cli_storage, report, storage, study
+from nas_attn.errors import NasAttnError
 from nas_attn.pool import InlinePool
 from nas_attn.record import load_study
 from nas_attn.spec import SpaceSpec
@@ -143,3 +146,30 @@ def test_a_search_on_a_server_leaves_its_password_nowhere(tmp_path, postgres, ca
     table = postgres.run("SELECT key, value_json FROM study_user_attributes", url.rpartition("/")[2])
     rows = postgres.run("SELECT key, value_json FROM trial_user_attributes", url.rpartition("/")[2])
     _require_nowhere(tmp_path, *events, *payloads, json.dumps([table, rows]), *capfd.readouterr(), shown.stdout, shown.stderr)
+
+
+def test_a_wrong_password_is_told_without_it(tmp_path, postgres):
+    url = f"postgresql://nobody:{PLANTED}@{postgres.fresh().partition('@')[2]}"
+    (tmp_path / "study.json").write_text('{"name": "a", "owner": "b"}')
+    for words in ([], ["--debug"]):
+        failed = run(*words, "report", tmp_path, NAS_ATTN_STORAGE=url)
+        assert failed.returncode == 2, failed.stderr
+        assert "nobody:***@127.0.0.1" in failed.stderr
+        _require_nowhere(tmp_path, failed.stdout, failed.stderr)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_meanwhile_is_told_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01))
+    with server() as running:
+        running.run(f"CREATE USER planted SUPERUSER PASSWORD '{PLANTED}'")
+        url = f"postgresql://planted:{PLANTED}@{running.fresh().partition('@')[2]}"
+        with open_record(tmp_path, storage=url) as record:
+            tell_next(record, measured(0.3))
+            running.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'planted'")
+            running.run("ALTER USER planted NOLOGIN")
+            with pytest.raises(NasAttnError) as failed:
+                tell_next(record, measured(0.4))
+            text = "".join(traceback.format_exception(failed.value))
+            assert failed.value.__cause__ is not None, "a traceback tells what the server said"
+    _require_nowhere(tmp_path, text, str(failed.value))

@@ -10,7 +10,7 @@ import pytest
 
 from nas_attn import cluster
 from nas_attn.cluster import Cluster, no_interrupt, sweep
-from nas_attn.errors import PoolError
+from nas_attn.errors import InputError, PoolError
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("no_token")
 def test_joining_without_a_token_is_refused_before_any_connection() -> None:
-    with pytest.raises(PoolError, match=r"needs the cluster's token.*get-auth-token"):
+    with pytest.raises(InputError, match=r"needs the cluster's token.*get-auth-token"):
         Cluster().join("127.0.0.1:1")
 
 

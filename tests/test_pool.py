@@ -300,8 +300,9 @@ def test_exclusive_tasks_run_alone_and_the_others_side_by_side(pool: RayPool) ->
 
 
 def stranger(tmp_path: Path, **variables: str) -> dict[str, str]:
-    """The environment of another user's driver."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """The environment of another user's driver, who has the cluster's certificate, or no call would reach it, but not its token."""
+    certified = ("RAY_USE_TLS", "RAY_TLS_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name.startswith(certified)}
     return clean | {"HOME": str(tmp_path), "RAY_NUM_REDIS_GET_RETRIES": "2"} | variables
 
 
