@@ -107,7 +107,21 @@ def test_what_comes_back_lands_whole_and_json_last(study, monkeypatch):
     assert (study / "trials/d/j/2/outcome.json").read_bytes() == b"{}"
 
 
-@pytest.mark.parametrize("name", ["../escape.json", "/etc/passwd", "study.db", "trials/../../escape", "link/file"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../escape.json",
+        "/etc/passwd",
+        "study.db",
+        "trials/../../escape",
+        "link/file",
+        "trials/a\0b",
+        "ledger/trial-00000.json",
+        "trials/.x",
+        "trials//x",
+        7,
+    ],
+)
 def test_nothing_lands_outside_the_studys_own_folders(study, tmp_path, name):
     (study / "link").symlink_to(tmp_path)
     before = sorted(tmp_path.rglob("*"))
