@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from nas_attn.cli_cluster import InsecureCluster, warn
 from nas_attn.cli_search import TARGET, import_own, typed
 from nas_attn.cli_storage import StorageUrl, forget_url
 
@@ -21,6 +22,7 @@ def retarget(
     backend: Annotated[str | None, typer.Option(help="torch or onnxruntime; default: that of the study.")] = None,
     storage: StorageUrl = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, or auto.")] = None,
+    insecure_cluster: InsecureCluster = False,
     pool: Annotated[str, typer.Option(help="ray (warm workers) or inline (this process).")] = "ray",
     workers: Annotated[int | None, typer.Option(help="As in search, for the threads that a worker measures with follow from it.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share a worker; default: from the machine.")] = None,
@@ -50,7 +52,9 @@ def retarget(
         command=typed("retarget", str(folder), **given),
     )
     share = gpus_per_worker if setup.device != "cpu" else 0.0
-    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, address=address, folder=to, latency_node=latency_node)
+    warn(address, insecure_cluster)
+    place: dict[str, Any] = {"address": address, "insecure_cluster": insecure_cluster, "latency_node": latency_node}
+    opened = open_pool(pool, TARGET, workers=workers, gpus_per_worker=share, folder=to, **place)
     with opened as running, Watch(console) as watch:
         nodes.check_code(running, replace(setup, folder=str(to.resolve())))
         made = mover.run(move, running, watch)

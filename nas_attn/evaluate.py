@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nas_attn import cost, custom, mishap, pauses, timing
 from nas_attn.architecture import Architecture
 from nas_attn.data import labels_fingerprint
-from nas_attn.detector import build, build_architecture, load_weights, silence
+from nas_attn.detector import build, build_architecture, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.files import write_atomic
 from nas_attn.graph import Edit
@@ -31,6 +31,7 @@ from nas_attn.proxy import train as train_model
 from nas_attn.runner import require_backend
 from nas_attn.setup import Setup, available_cores, code_version, threads
 from nas_attn.tensors import read_tensors
+from nas_attn.weights import load_weights
 
 
 def serve(kind: str, payload: str) -> str:

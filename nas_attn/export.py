@@ -13,7 +13,7 @@ import jinja2
 import yaml
 
 from nas_attn import facts
-from nas_attn.detector import build, insert_architecture, read_state
+from nas_attn.detector import build, insert_architecture
 from nas_attn.errors import InputError, StudyError, printable
 from nas_attn.files import plain_name
 from nas_attn.graph import Graph
@@ -21,6 +21,7 @@ from nas_attn.markdown import Markdown, code, markdown
 from nas_attn.outcome import Job, Measured, Snapshot, Trial
 from nas_attn.setup import Setup, require_own
 from nas_attn.train import WEIGHTS
+from nas_attn.weights import read_state
 
 ROWS = ("backbone", "head")
 BEST = 3

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nas_attn import cost, custom, latency, mishap, pauses, timing
 from nas_attn.architecture import Architecture
-from nas_attn.detector import build, build_architecture, read_state, silence
+from nas_attn.detector import build, build_architecture, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.evaluate import fitting, measured, training
 from nas_attn.files import write_atomic
@@ -28,6 +28,7 @@ from nas_attn.outcome import CHECKPOINT, Failure, Job, Latency, Outcome, outcome
 from nas_attn.proxy import train as train_model
 from nas_attn.setup import Setup, threads
 from nas_attn.tensors import read_tensors
+from nas_attn.weights import read_state
 
 TOLERANCE = 0.02
 """A wider base within 2 % of a candidate's latency is as fast."""

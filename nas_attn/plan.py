@@ -11,7 +11,7 @@ from typing import Any
 
 from nas_attn import custom, data, proxy
 from nas_attn.architecture import Architecture, Placement
-from nas_attn.detector import base_sites, build, load_weights
+from nas_attn.detector import base_sites, build
 from nas_attn.document import is_file
 from nas_attn.errors import DataError, InputError, StudyError, TransferError, nearest, shown
 from nas_attn.graph import Graph
@@ -22,6 +22,7 @@ from nas_attn.schedule import check_options
 from nas_attn.setup import Setup, resolved_device, threads
 from nas_attn.space import SearchSpace, Site
 from nas_attn.spec import SpaceSpec
+from nas_attn.weights import load_weights
 
 SCORE_ON = ("search_val", "val")
 POOLS = ("ray", "inline")

@@ -26,9 +26,10 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from nas_attn import checkpoint
 from nas_attn.attention.gate import Gated
 from nas_attn.dataset import NasDataset
-from nas_attn.detector import layers, silence
+from nas_attn.detector import silence
 from nas_attn.errors import InputError, NasAttnError
 from nas_attn.train import NasTrainer
+from nas_attn.weights import layers
 
 Epoch = dict[str, float]
 

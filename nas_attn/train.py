@@ -18,8 +18,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from nas_attn.attention.gate import Gated
 from nas_attn.data import load
-from nas_attn.detector import load_weights
 from nas_attn.errors import InputError
+from nas_attn.weights import load_weights
 
 WEIGHTS = "weights.pt"
 

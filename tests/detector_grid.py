@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from nas_attn import detector
+from nas_attn import detector, weights
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.attention.gate import Gated
 from nas_attn.graph import Graph
@@ -55,7 +55,7 @@ def examine(family: str, chosen: Sequence[tuple[str, str]], *, export: bool) -> 
     rows = {sites(family)[site].layer: module for site, module in chosen}
     architecture = Architecture(f"{family}.yaml", tuple(Placement(row, m, record(m).complete({})) for row, m in rows.items()))
     model, edit = detector.build_architecture(graph, scale, architecture, CLASSES, plain.state_dict())
-    inserted = [detector.layers(model)[row] for row in edit.inserted]
+    inserted = [weights.layers(model)[row] for row in edit.inserted]
     found = [f"{len(inserted)} modules for {len(rows)} rows"] if len(inserted) != len(rows) else []
     if not all(map(torch.equal, _outputs(model), _outputs(plain))):
         found.append("the output changed at insertion")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_attn import detector
+from nas_attn import detector, weights
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import GraphError, InputError, TransferError
 from nas_attn.records import MODULES, record
@@ -102,9 +102,9 @@ def test_all_weights_move_and_a_missing_one_is_an_error(family: str, bases: dict
     assert len(moved) - sum(k.startswith(inserted) for k in moved) == len(state)
     dropped = dict(list(state.items())[:-1])
     with pytest.raises(TransferError, match="1 of the model got none"):
-        detector.move_weights(model, dropped, edit.moved)
+        weights.move_weights(model, dropped, edit.moved)
     with pytest.raises(TransferError, match="did not"):
-        detector.move_weights(model, {**state, "model.0.unknown": torch.zeros(1)}, edit.moved)
+        weights.move_weights(model, {**state, "model.0.unknown": torch.zeros(1)}, edit.moved)
 
 
 def test_a_wrong_map_of_rows_is_noticed(bases: dict) -> None:
@@ -112,7 +112,7 @@ def test_a_wrong_map_of_rows_is_noticed(bases: dict) -> None:
     architecture = Architecture("yolo11n.yaml", (placement(4, "LSKA"),))
     model, _ = detector.build_architecture(graph, scale, architecture, NAMES, base.state_dict())
     with pytest.raises(TransferError):
-        detector.move_weights(model, base.state_dict(), range(len(graph.rows)))
+        weights.move_weights(model, base.state_dict(), range(len(graph.rows)))
 
 
 @pytest.mark.parametrize("family", quick("yolo11n"))
@@ -206,13 +206,13 @@ def test_a_checkpoint_of_other_classes_starts_a_base_and_its_new_head_is_listed(
     old = detector.build(graph, scale, 80)
     torch.save({"model": copy.deepcopy(old).half(), "ema": None}, tmp_path / "old.pt")
     model = detector.build(graph, scale, CLASSES, NAMES)
-    new = detector.load_weights(model, tmp_path / "old.pt")
+    new = weights.load_weights(model, tmp_path / "old.pt")
     assert new
     assert all(k.startswith("model.22.cv3") for k in new)
     state, target = old.half().float().state_dict(), model.state_dict()
     assert all(torch.equal(state[k], target[k]) for k in target if k not in new)
     torch.save(dict(model.state_dict()), tmp_path / "plain.pt")
-    assert detector.load_weights(detector.build(graph, scale, CLASSES), tmp_path / "plain.pt") == ()
+    assert weights.load_weights(detector.build(graph, scale, CLASSES), tmp_path / "plain.pt") == ()
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, bases: dict) -> None:
@@ -220,7 +220,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, bases: dict) -> No
     torch.save(dict(other.state_dict()), tmp_path / "other.pt")
     graph, scale, _ = bases["yolov8n"]
     with pytest.raises(TransferError, match="checkpoint of the same model and scale"):
-        detector.load_weights(detector.build(graph, scale, CLASSES), tmp_path / "other.pt")
+        weights.load_weights(detector.build(graph, scale, CLASSES), tmp_path / "other.pt")
 
 
 class Bomb:
@@ -233,7 +233,7 @@ def test_a_checkpoint_cannot_execute_anything(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("BOMB", str(target))
     torch.save({"model": Bomb()}, tmp_path / "bomb.pt", pickle_module=pickle)
     with pytest.raises(InputError, match="Ultralytics checkpoint or a plain state dict"):
-        detector.read_state(tmp_path / "bomb.pt")
+        weights.read_state(tmp_path / "bomb.pt")
     assert not target.exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from nas_attn import detector, facts
+from nas_attn import detector, facts, weights
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, StudyError
 from nas_attn.export import Exported, best_job, export, keep_weights
@@ -98,8 +98,8 @@ def test_a_fraction_follows_the_channels_of_another_scale(snapshot: Snapshot, tm
     wanted = Architecture("yolo11n.yaml", (Placement(4, "DoubleAttention", record("DoubleAttention").complete({"c_m": 0.25})),))
     result = export(snapshot, load_setup(snapshot.folder), replace(measured, architecture=wanted), tmp_path, scale="s")
     model = detector.build(*detector.load_base(str(result.yaml_file)))
-    assert [p.shape[0] for n, p in detector.layers(model)[5].named_parameters() if n == "gather.weight" or n.endswith("gate_bias")]
-    assert detector.layers(model)[5].gate_bias.numel() == 256
+    assert [p.shape[0] for n, p in weights.layers(model)[5].named_parameters() if n == "gather.weight" or n.endswith("gate_bias")]
+    assert weights.layers(model)[5].gate_bias.numel() == 256
 
 
 def test_a_scale_that_the_base_lacks_is_refused(snapshot: Snapshot, candidate: Trial, tmp_path: Path) -> None:

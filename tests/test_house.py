@@ -47,6 +47,7 @@ HOUSE: dict[str, set[str]] = {
     "tensors": {"torch"},
     "data": {"numpy"},
     "burden": {"torch", "ultralytics"},
+    "weights": {"torch", "ultralytics"},
     "detector": {"torch", "ultralytics", "yaml"},
     "train": {"torch", "ultralytics", "numpy", "yaml"},
     "dataset": {"ultralytics", "numpy", "cv2"},  # decodes images as Ultralytics does, to the bit

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nas_attn
-from nas_attn import checkpoint, detector
+from nas_attn import checkpoint, detector, weights
 from nas_attn.errors import InputError
 from nas_attn.tensors import read_tensors
 
@@ -17,7 +17,7 @@ LOADERS = {"pickle.load", "pickle.loads", "torch.load", "yaml.load", "yaml.unsaf
 LOADERS |= {"joblib.load", "numpy.load", "np.load", "pd.read_pickle", "os.system", "os.popen", "tasks.torch_safe_load"}
 KNOWN = {
     ("tensors", "torch.load"),  # weights_only, and no torch in which that is not safe
-    ("detector", "tasks.torch_safe_load"),  # safe_only
+    ("weights", "tasks.torch_safe_load"),  # safe_only
     ("document", "yaml.load"),  # with a loader of plain values
     ("contract", "pickle.loads"),  # of what it has pickled itself, to see that modules survive it
     ("contract", "torch.load"),
@@ -44,7 +44,7 @@ def test_nothing_in_a_file_is_executed(bomb: Path, name: str) -> None:
     with pytest.raises(pickle.UnpicklingError):
         read_tensors(file)
     with pytest.raises(InputError, match=r"where you trust the file.*its tensors: python -c"):
-        detector.read_state(file)
+        weights.read_state(file)
     assert checkpoint.first_usable([file], "x", 9) is None
     assert not (bomb / "exploded").exists()
     torch.load(file, weights_only=False)  # it would have
@@ -56,15 +56,15 @@ def test_the_way_to_convert_is_one_that_works(tmp_path: Path) -> None:
     model = detector.build(graph, scale, 4)
     torch.save({"model": model, "bomb": Unknown()}, tmp_path / "best.pt")
     with pytest.raises(InputError, match="its tensors"):
-        detector.read_state(tmp_path / "best.pt")
-    code = detector.CONVERT.removeprefix('python -c "').removesuffix('"')
+        weights.read_state(tmp_path / "best.pt")
+    code = weights.CONVERT.removeprefix('python -c "').removesuffix('"')
     before = Path.cwd()
     try:
         os.chdir(tmp_path)
         exec(code, {})
     finally:
         os.chdir(before)
-    state = detector.read_state(tmp_path / "weights.pt")
+    state = weights.read_state(tmp_path / "weights.pt")
     assert all(torch.equal(state[name], value.float()) for name, value in model.state_dict().items())
 
 
@@ -76,7 +76,7 @@ class Unknown:
 def test_an_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     monkeypatch.setattr(torch, "__version__", version)
-    for read in (read_tensors, detector.read_state, lambda file: checkpoint.first_usable([file], "x", 9)):
+    for read in (read_tensors, weights.read_state, lambda file: checkpoint.first_usable([file], "x", 9)):
         with pytest.raises(InputError, match=r"needs torch 2\.10 or later.*pip install -U torch"):
             read(tmp_path / "a.pt")
     monkeypatch.setattr(torch, "__version__", "2.10.0a0+git")
