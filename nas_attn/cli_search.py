@@ -47,6 +47,7 @@ def search(
     """Search a space on a data set; stopped at any point, the same command goes on."""
     from nas_attn import detector, nodes, plan, posterior, report, show, study
     from nas_attn.export import keep_weights
+    from nas_attn.home import require_no_driver
     from nas_attn.pool import open_pool
     from nas_attn.progress import Watch
     from nas_attn.spec import SpaceSpec
@@ -67,6 +68,8 @@ def search(
     if max_workers is not None and share is None:
         share = 1.0  # what to ask an autoscaler for can't be learned from nodes that are not there yet
     extra = {"fidelity": fidelity if fidelity != "full" else None, "repeats": repeats or None}
+    if (warning := require_no_driver(out)) is not None:
+        console.print(warning, markup=False, soft_wrap=True)
     warn(address, insecure_cluster)
     with (
         Watch(console) as watch,

@@ -12,6 +12,7 @@ from nas_attn.address import hidden, is_server, journal_of, require_safe
 from nas_attn.errors import StudyError, printable, shown
 from nas_attn.files import NAME, plain_name, write_atomic
 from nas_attn.ledger import Ledger
+from nas_attn.lock import NAME as NAME_OF_LOCK
 from nas_attn.lock import FolderLock
 from nas_attn.server_lock import ServerLock
 
@@ -64,6 +65,18 @@ def require_home(folder: Path, url: str, owned: Mapping[str, str], holds: Callab
         )
     if here == DEFAULT and not (folder / DEFAULT).exists():
         known.require_not_ahead({}, ())  # before there is an empty one in its place
+
+
+def require_no_driver(folder: Path) -> str | None:
+    """Asks early, before workers start, which a second driver would wait for in vain. Gives a warning about what a former driver left.
+
+    Raises:
+        StudyError: a driver runs; who it is, and the age of its last sign of life.
+    """
+    if not (folder / NAME_OF_LOCK).is_file():
+        return None
+    with contextlib.closing(FolderLock.take(folder)) as taken:
+        return taken.warning
 
 
 def note_home(folder: Path, url: str, owned: Mapping[str, str]) -> None:

@@ -128,8 +128,8 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def cluster(cpus: int = 2, others: int = 2, namespaces: bool = False, quick: bool = True) -> Iterator[Nodes]:
-    """A head and `others`; with namespaces, the last one is the leaf."""
+def cluster(cpus: int = 2, others: int = 3, namespaces: bool = False, quick: bool = True) -> Iterator[Nodes]:
+    """A head, on which nothing trains, and `others`; with namespaces, the last one is the leaf."""
     with tempfile.TemporaryDirectory(prefix="nas-attn-", dir="/tmp") as root, contextlib.ExitStack() as stack:
         token = Path(root, "token")
         token.touch(0o600)
@@ -141,7 +141,7 @@ def cluster(cpus: int = 2, others: int = 2, namespaces: bool = False, quick: boo
             stack.enter_context(_joined())
         running = Nodes(Path(root), environment | (QUICK if quick else {}), namespaces)
         try:
-            running.start(cpus)
+            running.start(0)
             for number in range(others):
                 running.add(cpus, leaf=namespaces and number == others - 1)
             yield running

@@ -14,6 +14,7 @@ from study_targets import BASE, Fake, setup, space
 from nas_attn import study
 from nas_attn.errors import NasAttnError
 from nas_attn.event import Event
+from nas_attn.home import require_no_driver
 from nas_attn.pool import InlinePool, RayPool
 from nas_attn.spec import SpaceSpec
 from nas_attn.work import Pool
@@ -65,15 +66,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--fake", type=json.loads, default={})
     parser.add_argument("--storage")
-    parser.add_argument("--latency-node")
     parser.add_argument("--deadline-s", type=float, default=3600.0)
     parser.add_argument("--clock", type=Path, help="a file with the seconds by which this process's clock of the day is wrong")
     given = parser.parse_args()
     if given.clock:
         time.time = lambda: TRUE_TIME() + float(given.clock.read_text() or 0)
     try:
-        options = {"address": given.address, "folder": given.folder, "latency_node": given.latency_node}
-        with RayPool(TARGET, workers=given.workers, gpus_per_worker=0, **options) as pool:
+        require_no_driver(given.folder)  # as the command line does, before workers start
+        with RayPool(TARGET, workers=given.workers, gpus_per_worker=0, address=given.address, folder=given.folder) as pool:
             search(given.folder, pool, given.trials, Fake(**given.fake), given.storage, given.deadline_s)
     except NasAttnError as error:
         print(f"{TRUE_TIME():.2f} error {error}", flush=True)  # noqa: T201

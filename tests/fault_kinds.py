@@ -136,9 +136,10 @@ def node_hangs(run: "Run", rng: random.Random) -> None:
 
 
 def latency_node_lost(run: "Run", rng: random.Random) -> None:
-    """The node on which latency is measured, which `--latency-node` has named (`fault_driver.py`): the head's neighbour."""
+    """The node on which latency was measured last."""
     time.sleep(rng.uniform(0, 0.5))
-    node = next(node for node in run.nodes.nodes[1:] if _node_id(node.part("raylet")) == run.measuring)
+    worker = int(run.pace.with_name("measured-by").read_text())
+    node = next(node for node in run.nodes.nodes[1:] if worker in node.workers())
     os.kill(node.part("raylet"), signal.SIGKILL)
     run.nodes.end(node)
     run.nodes.add(run.cpus)
@@ -151,9 +152,9 @@ def head_lost(run: "Run", rng: random.Random) -> None:
     run.await_driver(90)
     for node in list(run.nodes.nodes):
         run.nodes.end(node)
-    run.nodes.start(run.cpus)
-    for _ in range(2):
-        run.nodes.add(run.cpus)
+    run.nodes.start(0)
+    for number in range(run.others):
+        run.nodes.add(run.cpus, leaf=run.nodes.namespaces and number == run.others - 1)
     run.start_driver()
 
 

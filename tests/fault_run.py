@@ -27,8 +27,9 @@ from nas_attn.record import load_study
 from nas_attn.sampler import Mirror, ask_seed
 
 WORKERS = 4
-SECONDS = 0.6
-APART = 8
+PACES_S = ("1.2", "0.02")
+"""What a training takes while there are faults to come, and afterwards."""
+APART = 16
 """Trials from one fault to the next."""
 LIVES_S = 900.0
 
@@ -80,6 +81,7 @@ class Run:
     server: Any = None
     trials: int = 0
     cpus: int = 2
+    others: int = 3
     fake: dict[str, Any] = field(default_factory=dict)
     hit: set[str] = field(default_factory=set)
     torn: set[str] = field(default_factory=set)
@@ -88,21 +90,21 @@ class Run:
     lost: int = 0
     drivers: int = 0
     broken: list[str] = field(default_factory=list)
-    measuring: str = ""
     driver: Any = None
     storage: str | None = None
     _mark: int = 0
 
     def __post_init__(self) -> None:
         self.trials = 10 + APART * len(self.faults)
-        self.data, self.clock, self.log = self.root / "data", self.root / "clock", self.root / "driver.log"
+        self.data, self.clock, self.log, self.pace = (self.root / name for name in ("data", "clock", "driver.log", "pace"))
         self.folder = self.root / "study"
         self.folder.mkdir()
         self.data.mkdir()
         self.clock.write_text("0")
+        self.pace.write_text(PACES_S[0])
         self.log.touch()
         self.storage = self.server.fresh() if any(fault.startswith("server") for fault in self.faults) else None
-        self.fake = {"seconds": SECONDS, "data": str(self.data), **_special(self.faults)}
+        self.fake = {"pace": str(self.pace), "data": str(self.data), **_special(self.faults)}
         self.hit |= {str(self.fake[name]) for name in ("poison", "hangs", "unfit") if name in self.fake}
 
     # -- the driver ------------------------------------------------------------------------------------------------------------------------
@@ -110,7 +112,6 @@ class Run:
     def command(self) -> list[str]:
         words = [sys.executable, str(Path(__file__).with_name("fault_driver.py")), str(self.folder), "--address", self.nodes.address]
         words += ["--clock", str(self.clock)]
-        words += ["--latency-node", self.measuring] if self.measuring else []
         words += ["--trials", str(self.trials), "--workers", str(WORKERS), "--fake", json.dumps(self.fake), "--deadline-s", "6"]
         return self.nodes.inside([*words, *(["--storage", self.storage] if self.storage else [])])
 
@@ -185,6 +186,7 @@ class Run:
             for number, fault in enumerate(self.faults):
                 self._await_begun(4 + APART * number + rng.randrange(APART - 2))
                 rows.append(self._do(number, fault, rng))
+            self.pace.write_text(PACES_S[1])
             self._await_end(began)
             return rows, self._judge(began)
         finally:
@@ -274,7 +276,7 @@ class Run:
 
 QUIET = frozenset({"driver suspended", "storage locked", "disk full", "clock jumps", "two drivers", "server stopped", "server slow"})
 """What a driver may get over without a word."""
-CALM: Mapping[str, Any] = {"seconds": 0.0, "poison": "", "hangs": "", "unfit": "", "crowded": 0, "data": ""}
+CALM: Mapping[str, Any] = {"pace": "", "poison": "", "hangs": "", "unfit": "", "crowded": 0, "data": ""}
 
 
 def expected(folder: Path, trials: int, fake: Fake) -> list[str]:

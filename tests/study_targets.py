@@ -121,7 +121,7 @@ class Fake:
     """How often (of 100 architectures) the evaluator does what, and how long a training takes; with `curves`, all epochs are told.
 
     `crowded` of 100 lack memory unless they run alone; `poison` names a digest that kills its worker; `hangs` one that hangs once; `fitted`
-    epochs are told of the fit, from which deadlines follow; what `data` names must be there.
+    epochs are told of the fit, from which deadlines follow; what `data` names must be there; `pace` names a file that holds the seconds.
     """
 
     fails: int = 0
@@ -136,6 +136,7 @@ class Fake:
     unfit: str = ""
     fitted: int = 0
     data: str = ""
+    pace: str = ""
     curves: bool = False
 
 
@@ -157,6 +158,8 @@ def serve(kind: str, payload: str) -> str:
         _log(folder, "fit")
         answer = {"failure": asdict(Failure(stage="train", error="no labels"))} if fake.fit_fails else _fit(fake)
         return json.dumps(answer)
+    if kind == "measure" and fake.pace:
+        Path(fake.pace).with_name("measured-by").write_text(str(os.getpid()))
     if kind == "measure":
         return json.dumps({"costs": [_cost(Architecture.from_dict(a), fake) for a in task["architectures"]]})
     return json.dumps(outcome_to_dict(train(folder, Job.from_dict(task["job"]), fake)))
@@ -180,7 +183,7 @@ def train(folder: Path, job: Job, fake: Fake) -> Outcome:
         time.sleep(3600)
     again = [*place.parent.glob("*/outcome.json")]
     _log(folder, f"{'again' if again else 'start'} {job.architecture.digest()}/{job.name()}/{job.attempt}")
-    time.sleep(fake.seconds)
+    time.sleep(float(Path(fake.pace).read_text()) if fake.pace else fake.seconds)
     outcome = score(job, fake)
     if job.epochs is not None:
         (place / CHECKPOINT).write_text("paused")

@@ -44,7 +44,7 @@ def test_a_search_keeps_its_promises_through(nodes, name):
 
 @pytest.mark.timeout(600)
 def test_a_search_on_a_server_keeps_its_promises(postgres):
-    with cluster(others=1) as running, place(small=False) as root:
+    with cluster(others=2) as running, place(small=False) as root:
         rows, verdict = Run(name="server", faults=SERVER, seed=0, nodes=running, root=root, server=postgres).go()
     assert verdict.good, (verdict, rows)
     assert verdict.drivers == 1

@@ -16,6 +16,7 @@ from nas_attn import cluster
 from nas_attn import pool as pool_module
 from nas_attn.errors import InputError, PoolError
 from nas_attn.pool import InlinePool, RayPool, open_pool
+from nas_attn.porters import Porters
 from nas_attn.work import RESULT_LIMIT, Done, Pool, Task
 
 HERE = Path(__file__).parent
@@ -409,3 +410,31 @@ def test_an_interrupted_driver_leaves_nothing_behind(tmp_path: Path, sent: int) 
         assert driver.wait(60) == -signal.SIGINT  # as Python ends on a Ctrl-C that nobody catches
     assert not [pid for pid in pids if cluster._process(int(pid))[2]]
     assert not Path(folder).exists()
+
+
+@pytest.mark.usefixtures("pool")
+def test_what_a_dead_worker_has_kept_is_brought_to_the_study_and_its_folder_cleared(tmp_path: Path) -> None:
+    import ray
+
+    node, annex, study = ray.get_runtime_context().get_node_id(), tmp_path / "annex", tmp_path / "study"
+    for name in ("trials/d/j/1/checkpoint.pt", "trials/d/j/1/weights.pt", "base/checkpoint.pt"):
+        (annex / name).parent.mkdir(parents=True, exist_ok=True)
+        (annex / name).write_text(name)
+    study.mkdir()
+    porters = Porters(study)
+    porters.post(node)
+    porters.ask(node, str(annex))
+    end = time.monotonic() + 30
+    while not (study / "trials").exists() and time.monotonic() < end:
+        porters.collect()
+        time.sleep(0.05)
+    brought = {str(file.relative_to(study)): file.read_text() for file in study.rglob("*") if file.is_file()}
+    assert brought == {name: name for name in ("trials/d/j/1/checkpoint.pt", "base/checkpoint.pt")}
+    (study / "base/checkpoint.pt").unlink()
+    porters.inherit(node, str(annex))
+    assert (study / "base/checkpoint.pt").is_file()
+    while annex.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not annex.exists()
+    porters.inherit("0" * 56, str(annex))  # a node that never had one
+    porters.close()
