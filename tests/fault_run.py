@@ -82,6 +82,8 @@ class Run:
     trials: int = 0
     cpus: int = 2
     others: int = 3
+    first: int = 4
+    apart: int = APART
     fake: dict[str, Any] = field(default_factory=dict)
     hit: set[str] = field(default_factory=set)
     torn: set[str] = field(default_factory=set)
@@ -184,7 +186,7 @@ class Run:
         try:
             self.start_driver()
             for number, fault in enumerate(self.faults):
-                self._await_begun(4 + APART * number + rng.randrange(APART - 2))
+                self._await_begun(self.first + self.apart * number + rng.randrange(max(1, self.apart - 2)))
                 rows.append(self._do(number, fault, rng))
             self.pace.write_text(PACES_S[1])
             self._await_end(began)
@@ -257,7 +259,8 @@ class Run:
         if poison:  # it is told FAIL and does not count, so that one more is asked for
             failed = {trial.architecture.digest() for trial in snapshot.trials if trial.kind == "failure"}
             self.require(failed == {poison}, f"only {poison} may fail, but {failed} did")
-        again = [line for line in executions(self.folder) if line.startswith("again")]
+        again = [line.split()[1].rpartition("/")[0] for line in executions(self.folder) if line.startswith("again")]
+        again = [job for job in again if not any(f"/{job}/" in torn for torn in self.torn)]  # what was torn was no outcome
         return Verdict(
             fault=self.name,
             seed=self.seed,
