@@ -117,6 +117,7 @@ def _extend(prepared: Any, out: Path, sampler: str, fidelity: str, storage: str 
     settings = study_settings(out, prepared.spec, prepared.space, dataclasses.asdict(prepared.setup), sampler, fidelity)
     done = extend(out, settings, prepared.spec.objectives, prepared.space, storage)
     if done is not None:
+        prepared.save()
         for row in done.differences:
             console.print(f"extended: {row}", markup=False, soft_wrap=True)
         console.print(f"{done.trials} trials moved into the new space; the former study is kept as {done.former}.", markup=False)

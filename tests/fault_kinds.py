@@ -23,11 +23,6 @@ Fault = Callable[["Run", random.Random], None]
 SILENT_S = 12.0
 """Longer than the longest of the cluster's timeouts (see `fault_cluster.QUICK`)."""
 PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40); "
-KILL_ACTOR = (
-    PROBE + "worker = ray._private.worker.global_worker.core_worker; "
-    "found = [i for i, a in ray._private.state.actors().items() if a['State'] == 'ALIVE' and a['Pid'] == int(sys.argv[2])]; "
-    "worker.kill_actor(ray.ActorID(bytes.fromhex(found[0])), True)"
-)
 DRAIN = PROBE + (
     "from ray._raylet import GcsClient; print(GcsClient(address=sys.argv[1]).drain_node(sys.argv[2], 2, 'preempted', int(sys.argv[3])))"
 )
@@ -88,11 +83,11 @@ def _victim(run: "Run", rng: random.Random) -> int:
     raise AssertionError("no worker trains what was not hit before")
 
 
-def actor_killed(run: "Run", rng: random.Random) -> None:
-    """An actor ended through Ray by somebody else of the cluster."""
+def actor_ended(run: "Run", rng: random.Random) -> None:
+    """SIGTERM: Ray ends the actor in an orderly way, as when a node makes room."""
     pid = _victim(run, rng)
-    run.note(f"killed the actor of process {pid}")
-    run.probe(KILL_ACTOR, str(pid))
+    run.note(f"ended the actor of process {pid}")
+    os.kill(pid, signal.SIGTERM)
 
 
 def worker_hangs(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
@@ -138,8 +133,16 @@ def node_hangs(run: "Run", rng: random.Random) -> None:
 def latency_node_lost(run: "Run", rng: random.Random) -> None:
     """The node on which latency was measured last."""
     time.sleep(rng.uniform(0, 0.5))
-    worker = int(run.pace.with_name("measured-by").read_text())
-    node = next(node for node in run.nodes.nodes[1:] if worker in node.workers())
+    node = run.nodes.nodes[1]
+    for _ in range(300):  # that worker may be gone already; a new one measures soon
+        worker = int(run.pace.with_name("measured-by").read_text())
+        found = [node for node in run.nodes.nodes[1:] if worker in node.workers()]
+        if found:
+            node = found[0]
+            break
+        time.sleep(0.1)
+    else:
+        run.require(False, "nobody measures")
     os.kill(node.part("raylet"), signal.SIGKILL)
     run.nodes.end(node)
     run.nodes.add(run.cpus)
@@ -293,7 +296,7 @@ FAULTS: dict[str, Fault] = {
     "driver suspended": driver_suspended,
     "two drivers": two_drivers,
     "worker killed": worker_killed,
-    "actor killed": actor_killed,
+    "actor ended": actor_ended,
     "worker hangs": worker_hangs,
     "trial kills its workers": trial_kills_its_workers,
     "raylet killed": raylet_killed,

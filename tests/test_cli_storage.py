@@ -137,7 +137,7 @@ def test_a_search_on_a_server_leaves_its_password_nowhere(tmp_path, postgres, ca
         trials=5,
         sampler="random",
         storage=url,
-        command=cli_search._typed("search", "toy", trials=5, out=folder),
+        command=cli_search.typed("search", "toy", trials=5, out=folder),
         on_event=lambda event: events.append(str(event)),
     )
     report.write(snapshot, folder)

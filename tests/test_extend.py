@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 from study_targets import BASE, Fake, FakePool, Shelf, executions, load_study, optunas_storage, setup, space, stored_study
 
-from nas_attn import extend, files, storage, study
+from nas_attn import extend, files, rows, storage, study
 from nas_attn.architecture import Architecture
 from nas_attn.errors import Interrupted, NasAttnError, StudyError
 from nas_attn.ledger import Ledger
@@ -320,7 +320,8 @@ def test_a_storage_that_takes_no_writes_is_told_and_nothing_changes(tmp_path, mo
         raise optuna.exceptions.StorageInternalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(optuna.Study, "add_trial", full)
+        patch.setattr(rows.TableRows, "add", full)
+        patch.setattr(rows.PlainRows, "add", full)
         with pytest.raises(NasAttnError, match="must take a study's extension, but: database or disk is full; free it, then"):
             _extend(folder)
     assert load_study(folder) == before

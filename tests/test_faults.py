@@ -14,7 +14,7 @@ SEARCHES = {
         "driver told to end", "outcome torn", "clock jumps",
     ],
     "workers and nodes": [
-        "actor killed", "raylet killed", "GPU memory", "worker hangs", "node preempted", "trial kills its workers", "latency node lost",
+        "actor ended", "raylet killed", "GPU memory", "worker hangs", "node preempted", "trial kills its workers", "latency node lost",
         "raylet hangs", "GPU lost", "network cut", "node hangs", "head lost",
     ],
 }  # fmt: skip

@@ -21,7 +21,7 @@ from kill_and_resume import finished_attempts
 
 from nas_attn.record import load_study
 
-FAULTS = ("worker killed", "raylet killed", "driver killed", "node preempted", "actor killed", "head lost")
+FAULTS = ("worker killed", "raylet killed", "driver killed", "node preempted", "actor ended", "head lost")
 SPACE = """
 base: yolo11n.yaml
 sites: [P3, P4, P5, neck_P4, neck_P3_out]
