@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from study_targets import BASE, Fake, setup, space
@@ -31,7 +32,15 @@ SPEC = {
 }
 
 
-def search(folder: Path, pool: Pool, trials: int, fake: Fake, storage: str | None = None, deadline_s: float = 3600.0) -> None:
+def search(
+    folder: Path,
+    pool: Pool,
+    trials: int,
+    fake: Fake,
+    storage: str | None = None,
+    deadline_s: float = 3600.0,
+    tell: Callable[[Event], None] | None = None,
+) -> None:
     """The search of every fault test: the evaluator is a pure function, the sampler draws at random."""
     study.run(
         folder,
@@ -43,14 +52,14 @@ def search(folder: Path, pool: Pool, trials: int, fake: Fake, storage: str | Non
         sampler="random",
         storage=storage,
         deadline_s=deadline_s,
-        on_event=_say,
+        on_event=tell or _say,
     )
 
 
 def undisturbed(folder: Path, trials: int, fake: Fake) -> None:
     """The same search in this process, which nothing happens to."""
     folder.mkdir(parents=True)
-    search(folder, InlinePool(TARGET), trials, fake)
+    search(folder, InlinePool(TARGET), trials, fake, tell=lambda _: None)
 
 
 def _say(event: Event) -> None:

@@ -43,7 +43,8 @@ def raylets(hidden: Sequence[Sequence[Path]], cpus: int = 1, secure: bool = True
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
         environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)} if secure else {"RAY_AUTH_MODE": "disabled"}
-        environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
+        here = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": here}
         port = _free_port()
         common = [str(RAY), "start", "--num-cpus", str(cpus), "--object-store-memory", str(STORE_BYTES), "--block"]
         head = [*common, "--head", "--port", str(port), "--include-dashboard=false", "--temp-dir", f"{root}/ray"]
