@@ -45,14 +45,17 @@ def search(
     extend: Annotated[bool, typer.Option("--extend", help="Let a study in --out go on in this space, which has grown.")] = False,
 ) -> None:
     """Search a space on a data set; stopped at any point, the same command goes on."""
+    from nas_attn.spec import SpaceSpec
+
+    forget_url()
+    if not imports:
+        SpaceSpec.load(space)  # a slip is told before all that takes seconds to import
     from nas_attn import detector, nodes, plan, posterior, report, show, study
     from nas_attn.export import keep_weights
     from nas_attn.home import require_no_driver
     from nas_attn.pool import open_pool
     from nas_attn.progress import Watch
-    from nas_attn.spec import SpaceSpec
 
-    forget_url()
     detector.silence()
     import_own(imports)
     if dry_run:

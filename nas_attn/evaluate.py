@@ -25,7 +25,7 @@ from nas_attn.detector import build, build_architecture, silence
 from nas_attn.errors import InputError, TransferError
 from nas_attn.files import write_atomic
 from nas_attn.graph import Edit
-from nas_attn.outcome import CHECKPOINT, Cost, Failure, Job, Measured, Outcome, outcome_file_text, outcome_to_dict
+from nas_attn.outcome import CHECKPOINT, Cost, Failure, Job, Measured, Outcome, left_outcome, outcome_file_text, outcome_to_dict
 from nas_attn.proxy import Trained, Training
 from nas_attn.proxy import train as train_model
 from nas_attn.runner import require_backend
@@ -127,6 +127,7 @@ def measure(setup: Setup, architectures: Sequence[Architecture]) -> list[dict[st
 def evaluate(setup: Setup, job: Job) -> Outcome:
     """Train one candidate by its recipe, to its end or to the job's rung, and score it; what fails is named with its stage.
 
+    An outcome that another attempt has left since this one was asked for counts: a node that was thought lost may have gone on by itself.
     It goes on from where any attempt at this training was kept last. A training that lacks memory beside others leaves no outcome behind:
     it may have one alone.
 
@@ -136,6 +137,9 @@ def evaluate(setup: Setup, job: Job) -> Outcome:
         Unfit: this process's GPU has failed.
     """
     start = time.perf_counter()
+    left, _ = left_outcome(Path(setup.folder), job)
+    if left is not None:
+        return left
     folder = job.folder(Path(setup.folder))
     stages = _Stages()
     outcome: Outcome

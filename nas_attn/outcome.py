@@ -253,6 +253,18 @@ def read_outcome_file(text: str, job: Job) -> Outcome:
         raise StudyError(f"An outcome file must be whole JSON of schema {SCHEMA}, but: {error}") from error
 
 
+def left_outcome(folder: Path, job: Job) -> tuple[Outcome | None, list[str]]:
+    """The first valid outcome that any attempt at a job has left in its study's folder, and what is wrong with each file before it."""
+    attempts = job.folder(folder).parent
+    unusable: list[str] = []
+    for path in sorted(attempts.glob("*/outcome.json"), key=lambda path: (len(path.parent.name), path.parent.name)):
+        try:
+            return read_outcome_file(path.read_text(encoding="utf-8"), job), unusable
+        except (OSError, UnicodeDecodeError, StudyError, AttributeError) as error:
+            unusable.append(f"{path.relative_to(folder)}: {error}")
+    return None, unusable
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a measurement")
 

@@ -32,8 +32,8 @@ from nas_attn.outcome import (
     Snapshot,
     Trial,
     kind,
+    left_outcome,
     outcome_to_dict,
-    read_outcome_file,
 )
 from nas_attn.protocol import excess, require_kind
 from nas_attn.rows import running_trial
@@ -299,15 +299,8 @@ class Record:
         return True
 
     def find_outcome(self, job: Job) -> tuple[Outcome | None, list[str]]:
-        """The first valid outcome among the files of all attempts at a job, and what is wrong with each unusable file before it."""
-        attempts = job.folder(self.folder).parent
-        unusable: list[str] = []
-        for path in sorted(attempts.glob("*/outcome.json"), key=lambda path: (len(path.parent.name), path.parent.name)):
-            try:
-                return read_outcome_file(path.read_text(encoding="utf-8"), job), unusable
-            except (OSError, UnicodeDecodeError, StudyError, AttributeError) as error:
-                unusable.append(f"{path.relative_to(self.folder)}: {error}")
-        return None, unusable
+        """As `left_outcome`, in this study's folder."""
+        return left_outcome(self.folder, job)
 
     def _values(self, trial: Trial, verdict: Measured) -> dict[str, float]:
         metrics = {"map50_95": verdict.map50_95, "map50": verdict.map50, **(trial.cost.metrics() if trial.cost else {})}

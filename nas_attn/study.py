@@ -252,6 +252,9 @@ class _Driver:
     def _train(self, number: int, job: Job) -> None:
         key = job_key(job)
         job = replace(job, attempt=self.record.count(number, "attempts", key), alone=self.blame.alone(number, key))
+        if job.attempt > 1 and self._adopt_file(number, job):  # a copy that was thought lost has ended since
+            self._advance(number)
+            return
         if job.attempt > MAX_ATTEMPTS:
             self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
             return

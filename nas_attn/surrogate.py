@@ -19,14 +19,17 @@ is a mixture over them. Ranking placements is the method of DONNA (arXiv 2012.08
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
-from sklearn.ensemble import RandomForestRegressor
 
 from nas_attn.candidates import Candidates, Codes, Floats
 from nas_attn.variances import FOREST, JITTER, PARTS, QUICK, SIGNALS, Effort, Prior, posterior
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import RandomForestRegressor
 
 FITTED_ON = 160
 """Observations on which the settings are weighted: more cost cubic time and change them little."""
@@ -148,7 +151,9 @@ class Surrogate:
 
     # -- parts ---------------------------------------------------------------------------------------------------------------------------
 
-    def _grow(self) -> tuple[RandomForestRegressor | None, Floats]:
+    def _grow(self) -> "tuple[RandomForestRegressor | None, Floats]":
+        from sklearn.ensemble import RandomForestRegressor  # here, because it takes seconds to import, and most commands ask for no forest
+
         rows, targets = self.seen.rows, self._targets
         if len(np.unique(rows)) < FOREST_FROM:
             return None, np.zeros(len(rows))

@@ -4,7 +4,6 @@ Trees on one column a choice: what makes a candidate invalid is mostly that two 
 """
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesClassifier
 
 from nas_attn.candidates import Codes, Floats
 
@@ -21,6 +20,8 @@ def validity(asked: Codes, valid: Codes, invalid: Codes, seed: int) -> Floats:
     share = (len(valid) + 1.0) / (len(seen) + 2.0)
     if not len(valid):
         return np.full(len(asked), share)
+    from sklearn.ensemble import ExtraTreesClassifier  # here, because it takes seconds to import, and most commands ask for no trees
+
     choices = np.maximum(seen.max(axis=0), asked.max(axis=0, initial=0)) + 1
     trees = ExtraTreesClassifier(TREES, random_state=seed % 2**31, n_jobs=1)
     trees.fit(_columns(seen, choices), np.arange(len(seen)) < len(valid))

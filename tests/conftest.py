@@ -24,6 +24,21 @@ base_seeds: 2
 """
 
 
+RAY = ("faults", "readme", "security", "walkthrough", "pool", "nodes", "autoscaling", "schedule")
+"""Tests that start a Ray, which no two processes shall do at once: they would share the cores with each other's clusters."""
+FIRST = ("contract", "cli_storage", "cli", "study", "record", "proxy", "cli_retarget", "storage", "conformance", "attention_block")
+"""What takes longest, so that no process is left with it at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes (`make test`): the tests of a file stay together, those of Ray as well, and what takes longest comes first."""
+    order = {name: place for place, name in enumerate((*RAY, *FIRST))}
+    names = {item: item.path.stem.removeprefix("test_") for item in items}
+    items.sort(key=lambda item: order.get(names[item], len(order)))
+    for item, name in names.items():
+        item.add_marker(pytest.mark.xdist_group("ray" if name in RAY else name))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A PostgreSQL server of this session's own."""

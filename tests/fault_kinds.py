@@ -92,11 +92,13 @@ def actor_ended(run: "Run", rng: random.Random) -> None:
 
 def worker_hangs(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
     """A training that never ends: its deadline does (`Fake.hangs`)."""
+    run.arm("hangs")
     run.await_event("deadline", 120)
 
 
 def trial_kills_its_workers(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
     """An architecture that ends every worker (`Fake.poison`) is told FAIL after the second."""
+    run.arm("poison")
     run.await_event("ended its worker 2 times", 120)
 
 
@@ -250,6 +252,7 @@ def gpu_crowded(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
 
 def gpu_lost(run: "Run", rng: random.Random) -> None:  # noqa: ARG001
     """A worker's device fails under a training (`Fake.unfit`): another worker runs it."""
+    run.arm("unfit")
     run.await_event("GPU must work", 120)
 
 

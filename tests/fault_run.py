@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -23,14 +24,18 @@ from fault_kinds import FAULTS
 from study_targets import BASE, Fake, executions, space
 
 from nas_attn.architecture import Architecture
+from nas_attn.files import write_atomic
 from nas_attn.record import load_study
 from nas_attn.sampler import Mirror, ask_seed
 
 WORKERS = 4
-PACES_S = ("1.2", "0.02")
-"""What a training takes while there are faults to come, and afterwards."""
+PACES_S = {"between": "1.2", "during": "3", "after": "0.02"}
+"""What a training takes between two faults, during one, and when all are over."""
+DEADLINE_S = "8"
 APART = 16
 """Trials from one fault to the next."""
+BUDGET = 60
+"""Trials a fault: more than begin while even a slow machine does and undoes one, so that no search ends before its faults do."""
 LIVES_S = 900.0
 
 
@@ -87,6 +92,7 @@ class Run:
     fake: dict[str, Any] = field(default_factory=dict)
     hit: set[str] = field(default_factory=set)
     torn: set[str] = field(default_factory=set)
+    armed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)
     lost: int = 0
@@ -97,24 +103,25 @@ class Run:
     _mark: int = 0
 
     def __post_init__(self) -> None:
-        self.trials = 10 + APART * len(self.faults)
-        self.data, self.clock, self.log, self.pace = (self.root / name for name in ("data", "clock", "driver.log", "pace"))
+        self.trials = 10 + BUDGET * len(self.faults)
+        self.data, self.clock, self.log, self.pace, self.triggers = (
+            self.root / name for name in ("data", "clock", "driver.log", "pace", "armed.json")
+        )
         self.folder = self.root / "study"
         self.folder.mkdir()
         self.data.mkdir()
         self.clock.write_text("0")
-        self.pace.write_text(PACES_S[0])
+        self.pace.write_text(PACES_S["between"])
         self.log.touch()
         self.storage = self.server.fresh() if any(fault.startswith("server") for fault in self.faults) else None
-        self.fake = {"pace": str(self.pace), "data": str(self.data), **_special(self.faults)}
-        self.hit |= {str(self.fake[name]) for name in ("poison", "hangs", "unfit") if name in self.fake}
+        self.fake = {"pace": str(self.pace), "data": str(self.data), "armed": str(self.triggers), **_special(self.faults)}
 
     # -- the driver ------------------------------------------------------------------------------------------------------------------------
 
     def command(self) -> list[str]:
         words = [sys.executable, str(Path(__file__).with_name("fault_driver.py")), str(self.folder), "--address", self.nodes.address]
         words += ["--clock", str(self.clock)]
-        words += ["--trials", str(self.trials), "--workers", str(WORKERS), "--fake", json.dumps(self.fake), "--deadline-s", "6"]
+        words += ["--trials", str(self.trials), "--workers", str(WORKERS), "--fake", json.dumps(self.fake), "--deadline-s", DEADLINE_S]
         return self.nodes.inside([*words, *(["--storage", self.storage] if self.storage else [])])
 
     def environment(self) -> dict[str, str]:
@@ -152,6 +159,13 @@ class Run:
         if not held:
             self.broken.append(words)
 
+    def arm(self, what: str) -> None:
+        """From now on the evaluator does that (`Fake.poison`, `hangs`, `unfit`) to a trial that is soon asked for."""
+        last = max(int(number) for number in re.findall(r" asked trial (\d+)", self.log.read_text()))
+        self.armed[what] = asked(last + 8)
+        self.hit.add(self.armed[what])
+        write_atomic(self.triggers, lambda file: file.write_text(json.dumps(self.armed)))
+
     def trained_by(self) -> dict[int, str]:
         """The digest that each worker's process began last."""
         file = self.folder / "pids.log"
@@ -188,7 +202,7 @@ class Run:
             for number, fault in enumerate(self.faults):
                 self._await_begun(self.first + self.apart * number + rng.randrange(max(1, self.apart - 2)))
                 rows.append(self._do(number, fault, rng))
-            self.pace.write_text(PACES_S[1])
+            self._go_at("after")
             self._await_end(began)
             return rows, self._judge(began)
         finally:
@@ -199,11 +213,16 @@ class Run:
     def _do(self, number: int, fault: str, rng: random.Random) -> Row:
         self._mark, at, start, notes = len(self.log.read_text()), time.time(), time.monotonic(), len(self.notes)
         begun = self._begun()
+        self._go_at("during")
         FAULTS[fault](self, rng)
         seconds = time.monotonic() - start
         first = self._first_sign(fault)
+        self._go_at("between")
         seen, said = (round(max(0.0, first[0] - at), 1), first[1]) if first else ("", "; ".join(self.notes[notes:]))
         return Row(fault=fault, seed=self.seed, number=number, begun=begun, seconds=round(seconds, 1), seen_s=seen, said=said[:160])
+
+    def _go_at(self, pace: str) -> None:
+        write_atomic(self.pace, lambda file: file.write_text(PACES_S[pace]))
 
     def _first_sign(self, fault: str) -> tuple[float, str] | None:
         """The first event since the fault that tells of a loss, a wait, or an adoption; within a minute, while the search runs."""
@@ -255,7 +274,7 @@ class Run:
         snapshot = load_study(self.folder, self.storage)
         reference = expected(self.root / "undisturbed", self.trials, Fake(**{**self.fake, **CALM}))
         digests = [trial.architecture.digest() for trial in snapshot.trials]
-        poison = self.fake.get("poison")
+        poison = self.armed.get("poison")
         if poison:  # it is told FAIL and does not count, so that one more is asked for
             failed = {trial.architecture.digest() for trial in snapshot.trials if trial.kind == "failure"}
             self.require(failed == {poison}, f"only {poison} may fail, but {failed} did")
@@ -279,7 +298,7 @@ class Run:
 
 QUIET = frozenset({"driver suspended", "storage locked", "disk full", "clock jumps", "two drivers", "server stopped", "server slow"})
 """What a driver may get over without a word."""
-CALM: Mapping[str, Any] = {"pace": "", "poison": "", "hangs": "", "unfit": "", "crowded": 0, "data": ""}
+CALM: Mapping[str, Any] = {"pace": "", "poison": "", "hangs": "", "unfit": "", "armed": "", "crowded": 0, "data": ""}
 
 
 def expected(folder: Path, trials: int, fake: Fake) -> list[str]:
@@ -304,10 +323,8 @@ def asked(number: int) -> str:
 
 
 def _special(faults: Sequence[str]) -> dict[str, Any]:
-    """What the evaluator does of itself, in runs of some faults: to a trial that is begun after the fault's moment."""
-    keys = {"worker hangs": "hangs", "trial kills its workers": "poison", "GPU lost": "unfit"}
-    special: dict[str, Any] = {keys[fault]: asked(APART * number + 10) for number, fault in enumerate(faults) if fault in keys}
-    return special | ({"fitted": 6} if "worker hangs" in faults else {}) | ({"crowded": 30} if "GPU memory" in faults else {})
+    """What the evaluator does of itself throughout a run with such faults."""
+    return ({"fitted": 6} if "worker hangs" in faults else {}) | ({"crowded": 30} if "GPU memory" in faults else {})
 
 
 ONCE = frozenset({"worker hangs", "trial kills its workers", "GPU lost"})

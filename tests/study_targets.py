@@ -1,6 +1,7 @@
 """Fakes for the tests of record and study: a small space, an evaluator that is a pure function of the digest, and pools that misbehave.
 
-The evaluator writes one line a training to `executions.log` in the study's folder: `start`, or `again` where the job has an outcome.
+The evaluator writes one line a training to `executions.log` in the study's folder: `start`, or `again` where the job has an outcome. What
+was asked for before another attempt left its outcome is not trained (`found`), as by the real evaluator.
 """
 
 import json
@@ -33,6 +34,7 @@ from nas_attn.outcome import (
     Snapshot,
     Stopped,
     Trial,
+    left_outcome,
     outcome_file_text,
     outcome_to_dict,
 )
@@ -120,8 +122,9 @@ def optunas_storage(url: str) -> optuna.storages.BaseStorage:
 class Fake:
     """How often (of 100 architectures) the evaluator does what, and how long a training takes; with `curves`, all epochs are told.
 
-    `crowded` of 100 lack memory unless they run alone; `poison` names a digest that kills its worker; `hangs` one that hangs once; `fitted`
-    epochs are told of the fit, from which deadlines follow; what `data` names must be there; `pace` names a file that holds the seconds.
+    `crowded` of 100 lack memory unless they run alone; `poison` names a digest that kills its worker, `hangs` one that hangs once, `unfit`
+    one whose device fails once, and `armed` a JSON file that may say these three later; `fitted` epochs are told of the fit, from which
+    deadlines follow; what `data` names must be there; `pace` names a file that holds the seconds.
     """
 
     fails: int = 0
@@ -134,6 +137,7 @@ class Fake:
     poison: str = ""
     hangs: str = ""
     unfit: str = ""
+    armed: str = ""
     fitted: int = 0
     data: str = ""
     pace: str = ""
@@ -168,8 +172,14 @@ def serve(kind: str, payload: str) -> str:
 def train(folder: Path, job: Job, fake: Fake) -> Outcome:
     """A training, from its log line to its outcome file."""
     place, digest = job.folder(folder), job.architecture.digest()
+    if fake.armed and Path(fake.armed).exists():
+        fake = replace(fake, **json.loads(Path(fake.armed).read_text()))
     if fake.data and not Path(fake.data).exists():
         raise Unavailable(f"The data set must stay where it is, but {fake.data} is not there")
+    left, _ = left_outcome(folder, job)
+    if left is not None:
+        _log(folder, f"found {digest}/{job.name()}/{job.attempt}")
+        return left
     place.mkdir(parents=True)
     with (folder / "pids.log").open("a") as file:
         file.write(f"{os.getpid()} {digest}\n")

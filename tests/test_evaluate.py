@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from study_targets import measured
 
 from nas_attn import checkpoint, evaluate, latency, pauses
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.attention.halo import HaloAttention
 from nas_attn.errors import InputError, Unavailable
-from nas_attn.outcome import CHECKPOINT, Failure, Job, Measured, Recipe, outcome_from_dict, read_outcome_file
+from nas_attn.outcome import CHECKPOINT, Failure, Job, Measured, Recipe, outcome_file_text, outcome_from_dict, read_outcome_file
 from nas_attn.plan import load_setup
 from nas_attn.proxy import Piece, Trained, Training
 from nas_attn.record import load_study
@@ -72,7 +73,9 @@ def test_a_rung_leaves_a_pause_from_which_any_attempt_goes_on(
     job = Job(architecture=Architecture(setup.base, (LSKA,)), recipe=recipe, seed=7)
     rung, here = replace(job, epochs=1), study("pieces")
     whole = evaluate.evaluate(study("whole"), job)
-    first, second = evaluate.evaluate(here, rung), evaluate.evaluate(here, replace(rung, attempt=2))
+    first = evaluate.evaluate(here, rung)
+    (rung.folder(Path(here.folder)) / "outcome.json").unlink()  # else it would count, and there would be no second attempt
+    second = evaluate.evaluate(here, replace(rung, attempt=2))
     pauses = [replace(rung, attempt=attempt).folder(Path(here.folder)) / CHECKPOINT for attempt in (1, 2)]
     before = pauses[0].read_bytes()
     pauses[1].write_bytes(before[:5000])  # the later attempt was torn
@@ -204,6 +207,17 @@ def test_an_attempt_that_was_lost_is_gone_on_with_from_its_last_epoch(
     assert isinstance(ended, Measured)
     assert (len(began), ended.curve) == (1, whole.curve)
     assert not list(Path(here.folder).glob(f"trials/*/*/*/{CHECKPOINT}"))
+
+
+def test_what_another_attempt_has_left_is_not_trained_again(setup: Setup, recipe: Recipe, tmp_path: Path) -> None:
+    job = Job(architecture=Architecture(setup.base), recipe=replace(recipe, base="0" * 12), seed=0, attempt=3)
+    kept = measured(0.25)
+    other = replace(job, attempt=1).folder(tmp_path)
+    other.mkdir(parents=True)
+    (other / "outcome.json").write_text(outcome_file_text(job, kept))
+    answer = ask("train", replace(setup, folder=str(tmp_path)), job=job.to_dict())
+    assert outcome_from_dict(answer) == kept  # to train it would fail: there is no such base
+    assert not job.folder(tmp_path).exists()
 
 
 @pytest.mark.parametrize("alone", [False, True])

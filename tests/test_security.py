@@ -72,8 +72,8 @@ def seen(postgres, tmp_path_factory):
     """What a stranger finds at our local Ray, on which a search runs whose storage has a password."""
     words, address = outside()
     database = postgres.fresh().rpartition("/")[2]
-    postgres.run(f"CREATE USER planted SUPERUSER PASSWORD '{PLANTED}'")
-    url = f"postgresql://planted:{PLANTED}@/{database}?host={postgres.folder}&port={postgres.port}"
+    postgres.run(f"CREATE USER planted_here SUPERUSER PASSWORD '{PLANTED}'")
+    url = f"postgresql://planted_here:{PLANTED}@/{database}?host={postgres.folder}&port={postgres.port}"
     environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "YOLO_AUTOINSTALL": "true", "NAS_ATTN_STORAGE": url}
     command = [*words, sys.executable, str(HERE / "ports.py"), address, str(tmp_path_factory.mktemp("planted") / "study")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)

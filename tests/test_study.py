@@ -486,6 +486,37 @@ def test_a_lost_worker_that_had_left_its_outcome_is_not_run_again(tmp_path):
     assert {job.attempt for t in snapshot.trials for job, _ in t.results} == {1}
 
 
+@pytest.mark.parametrize("when", ["before the next attempt", "while the next attempt waits"])
+def test_what_a_lost_copy_leaves_in_the_end_counts(tmp_path, monkeypatch, when):
+    """As after a network that was cut: the copy that was thought lost ends by itself, after the driver has looked for its outcome."""
+    pool, lost = FakePool(slots=2, lose={"train": 1}), []
+    wait, submit = pool.wait, pool.submit
+
+    def note(timeout_s):
+        flying = {task.key: task for task in pool.queue}
+        done = wait(timeout_s)
+        lost.extend(flying[one.key].payload for one in done if one.lost)
+        return done
+
+    def end_lost(*_):
+        while lost:
+            serve("train", lost.pop())
+
+    def end_lost_and_submit(task):
+        submit(task)
+        end_lost()
+
+    monkeypatch.setattr(pool, "wait", note)
+    if when == "before the next attempt":
+        monkeypatch.setattr("nas_attn.blame.Blame.wait", end_lost)
+    else:
+        monkeypatch.setattr(pool, "submit", end_lost_and_submit)
+    _run(tmp_path / "a", trials=4, pool=pool)
+    _require_law_6(tmp_path / "a", 4)
+    found = [line for line in executions(tmp_path / "a") if line.startswith("found")]
+    assert bool(found) == (when == "while the next attempt waits")
+
+
 def test_duplicate_and_late_answers_change_nothing(tmp_path):
     events = []
     _run(tmp_path / "a", trials=6, pool=FakePool(slots=3, repeat=True), events=events)
@@ -815,12 +846,13 @@ def test_a_fresh_process_killed_and_started_again_goes_on(tmp_path):
     assert _require_law_6(tmp_path / "killed", 20) == wanted
 
 
-def test_the_checks_of_law_6_can_fail(tmp_path):
+def test_the_checks_of_law_6_can_fail(tmp_path, monkeypatch):
     snapshot = _run(tmp_path / "a", trials=3)
     with pytest.raises(AssertionError):
         _require_law_6(tmp_path / "a", 4)
     job, outcome = snapshot.trials[1].results[0]
     assert isinstance(outcome, Measured)
+    monkeypatch.setattr("study_targets.left_outcome", lambda *_: (None, []))
     train(tmp_path / "a", replace(job, attempt=2), Fake())
     with pytest.raises(AssertionError):
         _require_law_6(tmp_path / "a", 3)

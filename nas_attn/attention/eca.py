@@ -3,7 +3,6 @@
 Shapes: x_BCHW with B images, C channels, H rows, W columns.
 """
 
-from timm.layers import EfficientChannelAttn
 from torch import Tensor
 
 from nas_attn.attention.gate import Weighted
@@ -29,6 +28,8 @@ class ECA(Weighted):
     """
 
     def __init__(self, channels: int, k_size: int = 0) -> None:
+        from timm.layers import EfficientChannelAttn  # here: it takes longer to import than torch does
+
         values = record("ECA").resolve(channels, {"k_size": k_size})
         super().__init__(channels)
         self.layer = EfficientChannelAttn(kernel_size=int(values["k"]))

@@ -4,7 +4,6 @@ Shapes: x_BCHW with B images, C channels, H rows, W columns, N = H * W; p = sque
 """
 
 import torch
-from timm.layers import GlobalContext as GlobalContextLayer
 from torch import Tensor
 
 from nas_attn.attention.gate import Gated, saturate
@@ -32,9 +31,11 @@ class GlobalContext(Gated):
     replaces = True
 
     def __init__(self, channels: int, ratio: float = 0.0625, channel_mul: bool = False) -> None:
+        from timm.layers import GlobalContext as Layer  # here: it takes longer to import than torch does
+
         values = record("GlobalContext").resolve(channels, {"ratio": ratio, "channel_mul": channel_mul})
         super().__init__(channels)
-        self.layer = GlobalContextLayer(channels, fuse_add=not channel_mul, fuse_scale=channel_mul, rd_channels=int(values["ratio"]))
+        self.layer = Layer(channels, fuse_add=not channel_mul, fuse_scale=channel_mul, rd_channels=int(values["ratio"]))
         self.channel_mul = channel_mul
         if not channel_mul:
             self.layer.mlp_add.fc2.reset_parameters()  # timm starts it with zeros

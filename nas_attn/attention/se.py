@@ -3,7 +3,6 @@
 Shapes: x_BCHW with B images, C channels, H rows, W columns.
 """
 
-from timm.layers import SEModule
 from torch import Tensor
 
 from nas_attn.attention.gate import Weighted, saturate
@@ -26,6 +25,8 @@ class SE(Weighted):
     """
 
     def __init__(self, channels: int, r: int = 16) -> None:
+        from timm.layers import SEModule  # here: it takes longer to import than torch does
+
         values = record("SE").resolve(channels, {"r": r})
         super().__init__(channels)
         self.layer = SEModule(channels, rd_channels=int(values["hidden"]))
