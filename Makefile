@@ -26,7 +26,7 @@ demo: setup
 	$(BIN)/nas-attn demo
 
 test: setup lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --durations=15 --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --durations=15 --numprocesses=2 --no-loadscope-reorder
 
 fast: setup
 	$(BIN)/python -m pytest

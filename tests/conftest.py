@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from postgres_server import Server, server
@@ -24,19 +25,29 @@ base_seeds: 2
 """
 
 
-RAY = ("faults", "readme", "security", "walkthrough", "pool", "nodes", "autoscaling", "schedule")
+RAY = ("faults", "security", "walkthrough", "pool", "nodes", "autoscaling", "schedule")
 """Tests that start a Ray, which no two processes shall do at once: they would share the cores with each other's clusters."""
-FIRST = ("contract", "cli_storage", "cli", "study", "record", "proxy", "cli_retarget", "storage", "conformance", "attention_block")
+FIRST = ("readme", "contract", "cli_storage", "cli", "study", "record", "proxy", "cli_retarget", "storage", "conformance", "attention_block")
 """What takes longest, so that no process is left with it at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes (`make test`): the tests of a file stay together, those of Ray as well, and what takes longest comes first."""
+    """What takes longest comes first."""
     order = {name: place for place, name in enumerate((*RAY, *FIRST))}
-    names = {item: item.path.stem.removeprefix("test_") for item in items}
-    items.sort(key=lambda item: order.get(names[item], len(order)))
-    for item, name in names.items():
-        item.add_marker(pytest.mark.xdist_group("ray" if name in RAY else name))
+    items.sort(key=lambda item: order.get(item.path.stem.removeprefix("test_"), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For several processes (`make test`): the tests of a file stay together, and those of Ray as well."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            name = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+            return "ray" if name in RAY else name
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ PACES_S = {"between": "1.2", "during": "3", "after": "0.02"}
 DEADLINE_S = "8"
 APART = 16
 """Trials from one fault to the next."""
-BUDGET = 60
+BUDGET = 40
 """Trials a fault: more than begin while even a slow machine does and undoes one, so that no search ends before its faults do."""
 LIVES_S = 900.0
 

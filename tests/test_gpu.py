@@ -72,8 +72,8 @@ def test_workers_share_a_gpu_and_one_whose_context_breaks_is_replaced() -> None:
         (broken,) = pool.wait(None)
         assert broken.cause == "crash"
         assert "CUDA error" in str(broken.lost)
-        for number in range(4):
-            pool.submit(Task(f"after/{number}", "gpu_sum", json.dumps({"seconds": 1.0})))
+        for number in range(4):  # each for longer than the new worker takes to start
+            pool.submit(Task(f"after/{number}", "gpu_sum", json.dumps({"seconds": 20.0})))
         after = [one for _ in range(4) for one in pool.wait(120)]
         assert [one.lost for one in after] == [None] * 4
         pids = {json.loads(str(one.result))["pid"] for one in after}
