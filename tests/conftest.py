@@ -27,7 +27,19 @@ base_seeds: 2
 
 RAY = ("faults", "security", "walkthrough", "pool", "nodes", "autoscaling", "schedule")
 """Tests that start a Ray, which no two processes shall do at once: they would share the cores with each other's clusters."""
-FIRST = ("readme", "contract", "cli_storage", "cli", "study", "record", "proxy", "cli_retarget", "storage", "conformance", "attention_block")
+FIRST = (
+    "readme",
+    "contract",
+    "cli_storage",
+    "cli",
+    "study",
+    "record",
+    "proxy",
+    "cli_retarget",
+    "storage",
+    "conformance",
+    "attention_block",
+)
 """What takes longest, so that no process is left with it at the end."""
 
 

@@ -22,6 +22,8 @@ from nas_attn.work import Pool
 
 TRUE_TIME = time.time
 TARGET = "study_targets:serve"
+CHOICES = space(sites=6, most=3)
+"""4,897 architectures: enough for a hundred faults."""
 SPEC = {
     "base": BASE,
     "sites": ["P3"],
@@ -45,7 +47,7 @@ def search(
     study.run(
         folder,
         SpaceSpec.from_dict(SPEC),
-        space(most=3),
+        CHOICES,
         setup(folder, fake),
         pool,
         trials=trials,

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from fault_cluster import Nodes
-from fault_driver import undisturbed
+from fault_driver import CHOICES, undisturbed
 from fault_kinds import FAULTS
-from study_targets import BASE, Fake, executions, space
+from study_targets import BASE, Fake, executions
 
 from nas_attn.architecture import Architecture
 from nas_attn.files import write_atomic
@@ -93,6 +93,7 @@ class Run:
     hit: set[str] = field(default_factory=set)
     torn: set[str] = field(default_factory=set)
     armed: dict[str, str] = field(default_factory=dict)
+    poisons: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)
     lost: int = 0
@@ -164,6 +165,7 @@ class Run:
         last = max(int(number) for number in re.findall(r" asked trial (\d+)", self.log.read_text()))
         self.armed[what] = asked(last + 8)
         self.hit.add(self.armed[what])
+        self.poisons |= {self.armed[what]} if what == "poison" else set()
         write_atomic(self.triggers, lambda file: file.write_text(json.dumps(self.armed)))
 
     def trained_by(self) -> dict[int, str]:
@@ -272,12 +274,11 @@ class Run:
     def _judge(self, began: float) -> Verdict:
         self.remember()
         snapshot = load_study(self.folder, self.storage)
-        reference = expected(self.root / "undisturbed", self.trials, Fake(**{**self.fake, **CALM}))
+        # What kills its workers is told FAIL and does not count, so that one more is asked for.
+        reference = expected(self.root / "undisturbed", self.trials + len(self.poisons), Fake(**{**self.fake, **CALM}))
         digests = [trial.architecture.digest() for trial in snapshot.trials]
-        poison = self.armed.get("poison")
-        if poison:  # it is told FAIL and does not count, so that one more is asked for
-            failed = {trial.architecture.digest() for trial in snapshot.trials if trial.kind == "failure"}
-            self.require(failed == {poison}, f"only {poison} may fail, but {failed} did")
+        failed = {trial.architecture.digest() for trial in snapshot.trials if trial.kind == "failure"}
+        self.require(failed == self.poisons, f"only {self.poisons} may fail, but {failed} did")
         again = [line.split()[1].rpartition("/")[0] for line in executions(self.folder) if line.startswith("again")]
         again = [job for job in again if not any(f"/{job}/" in torn for torn in self.torn)]  # what was torn was no outcome
         return Verdict(
@@ -291,7 +292,7 @@ class Run:
             lost_told=self.lost,
             left_running=sum(trial.state == "RUNNING" for trial in snapshot.trials),
             trained_twice=len(again),
-            other_digests=0 if poison else len(set(digests) ^ set(reference)) + abs(len(digests) - len(reference)),
+            other_digests=len(set(digests) ^ set(reference)) + abs(len(digests) - len(reference)),
             broken="; ".join(self.broken)[:300],
         )
 
@@ -312,11 +313,11 @@ def expected(folder: Path, trials: int, fake: Fake) -> list[str]:
 def asked(number: int) -> str:
     """The digest of the trial of that number, whatever happens."""
     mirror, seen = (
-        Mirror({"map50_95": "maximize", "latency_ratio": "minimize"}, space(most=3).genes, "random", {}),
+        Mirror({"map50_95": "maximize", "latency_ratio": "minimize"}, CHOICES.genes, "random", {}),
         [Architecture(BASE).digest()],
     )
     for each in range(1, number + 1):
-        found = mirror.choose(space(most=3), ask_seed(0, each), seen)
+        found = mirror.choose(CHOICES, ask_seed(0, each), seen)
         assert found is not None
         seen.append(found[0].digest())
     return seen[-1]
@@ -325,10 +326,6 @@ def asked(number: int) -> str:
 def _special(faults: Sequence[str]) -> dict[str, Any]:
     """What the evaluator does of itself throughout a run with such faults."""
     return ({"fitted": 6} if "worker hangs" in faults else {}) | ({"crowded": 30} if "GPU memory" in faults else {})
-
-
-ONCE = frozenset({"worker hangs", "trial kills its workers", "GPU lost"})
-"""Faults that one search can hold once."""
 
 
 @contextlib.contextmanager

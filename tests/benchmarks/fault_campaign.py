@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fault_cluster import cluster
 from fault_kinds import FAULTS
-from fault_run import ONCE, Row, Run, Verdict, place
+from fault_run import Row, Run, Verdict, place
 from postgres_server import server
 
-TOGETHER = 5
-"""Faults of one search, where a search can hold several."""
+TOGETHER = 10
+"""Faults of one search."""
 KILLS = ("driver killed", "worker killed")
 
 
@@ -49,9 +49,8 @@ def main() -> int:
 def _plans(times: int, only: Sequence[str] | None) -> list[tuple[str, list[str], int]]:
     """Searches by seed first, so that a campaign that is cut short has seen every fault."""
     chosen = [fault for fault in FAULTS if not only or fault in only]
-    counts = {fault: 1 if fault in ONCE else TOGETHER for fault in chosen}
-    rounds = [(seed, fault, count) for seed in range(times) for fault, count in counts.items() if seed * count < times]
-    return [(fault, [fault] * min(count, times - seed * count), seed) for seed, fault, count in rounds]
+    rounds = [(seed, fault) for seed in range(-(-times // TOGETHER)) for fault in chosen]
+    return [(fault, [fault] * min(TOGETHER, times - seed * TOGETHER), seed) for seed, fault in rounds]
 
 
 def _search(name: str, faults: list[str], seed: int, out: Path) -> bool:
