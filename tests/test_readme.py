@@ -96,7 +96,7 @@ def test_the_module_of_ones_own_holds_the_contract(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_demo_does_the_whole_job(tmp_path: Path) -> None:
-    output = run(["nas-attn", "demo"], tmp_path)
+    output = run(["nas-attn", "demo", "--trials", "8"], tmp_path)
     assert "The export loads" in output
     assert re.search(r"positive control harm: .*\(separated\)", output)
     # Whether 2 sigma separate it depends on the sigma of three seeds, which another processor's rounding moves by a factor of three.
@@ -104,8 +104,8 @@ def test_the_demo_does_the_whole_job(tmp_path: Path) -> None:
     trials = pd.read_csv(tmp_path / "demo/study/trials.csv")
     measured = trials[trials["kind"] == "measured"]
     modules = {p["module"] for text in measured["architecture"] for p in json.loads(text)["placements"]}
-    assert len(measured) - 1 >= 12
-    assert len(modules) >= 3
+    assert len(measured) - 1 >= 6
+    assert len(modules) >= 2
     assert measured.set_index("number").loc[0, "map50_95"] > 0.15
     assert (measured["gate_movement"].dropna() > 1e-3).all()
     assert not list(tmp_path.glob("demo/data/**/*.cache"))
