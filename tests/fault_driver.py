@@ -10,7 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from study_targets import BASE, Fake, setup, space
+from fake_evaluator import Fake, setup
+from study_targets import (
+    BASE,
+    space,
+)
 
 from nas_attn import study
 from nas_attn.errors import NasAttnError
@@ -21,7 +25,7 @@ from nas_attn.spec import SpaceSpec
 from nas_attn.work import Pool
 
 TRUE_TIME = time.time
-TARGET = "study_targets:serve"
+TARGET = "fake_evaluator:serve"
 CHOICES = space(sites=6, most=3)
 """4,897 architectures: enough for a hundred faults."""
 SPEC = {

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fake_evaluator import Fake, executions
 from fault_cluster import Nodes
 from fault_driver import CHOICES, undisturbed
 from fault_kinds import FAULTS
-from study_targets import BASE, Fake, executions
+from study_targets import BASE
 
 from nas_attn.architecture import Architecture
 from nas_attn.files import write_atomic

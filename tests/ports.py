@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import fake_evaluator
 import pool_targets
 import study_targets
 
@@ -127,13 +128,13 @@ def as_another_user(*command):
 
 def serve(kind, payload):
     """What workers do: a fake search, and the telling of their environment."""
-    return (pool_targets if kind == "environment" else study_targets).serve(kind, payload)
+    return (pool_targets if kind == "environment" else fake_evaluator).serve(kind, payload)
 
 
 def search(pool, folder, url):
     """A search whose storage has a password, as the command line does it."""
     given = {"base": study_targets.BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "base_seeds": 2, "controls": False}
-    setup = study_targets.setup(folder, study_targets.Fake())
+    setup = fake_evaluator.setup(folder, fake_evaluator.Fake())
     study.run(folder, SpaceSpec.from_dict(given), study_targets.space(), setup, pool, trials=3, sampler="random", storage=url)
 
 

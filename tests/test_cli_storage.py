@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_SPACE
+from fake_evaluator import Fake, measured, setup
 from postgres_server import server
-from study_targets import BASE, Fake, measured, open_record, setup, space, tell_next
+from study_targets import (
+    BASE,
+    open_record,
+    space,
+    tell_next,
+)
 
 from nas_attn import cli_search, cli_storage, report, storage, study
 from nas_attn.errors import NasAttnError
@@ -133,7 +139,7 @@ def test_a_search_on_a_server_leaves_its_password_nowhere(tmp_path, postgres, ca
         SpaceSpec.from_dict(given),
         space(),
         setup(folder, Fake(fails=20)),
-        Pool("study_targets:serve"),
+        Pool("fake_evaluator:serve"),
         trials=5,
         sampler="random",
         storage=url,

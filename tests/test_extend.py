@@ -9,7 +9,16 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy
-from study_targets import BASE, Fake, FakePool, Shelf, executions, load_study, optunas_storage, setup, space, stored_study
+from fake_evaluator import Fake, executions, setup
+from study_targets import (
+    BASE,
+    FakePool,
+    Shelf,
+    load_study,
+    optunas_storage,
+    space,
+    stored_study,
+)
 
 from nas_attn import extend, files, rows, storage, study
 from nas_attn.architecture import Architecture
@@ -46,7 +55,7 @@ def _spec(large=False, **changes):
 
 def _run(folder, chosen=SMALL, trials=8, spec=None, sampler="random", pool=None, fake=MIXED):
     folder.mkdir(exist_ok=True)
-    spec, pool = spec or _spec(chosen is LARGE), pool or InlinePool("study_targets:serve")
+    spec, pool = spec or _spec(chosen is LARGE), pool or InlinePool("fake_evaluator:serve")
     return study.run(folder, spec, chosen, setup(folder, fake), pool, trials=trials, sampler=sampler, storage=Shelf.at(folder))
 
 

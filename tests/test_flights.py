@@ -3,7 +3,12 @@
 import json
 
 import pytest
-from study_targets import BASE, FakePool, job_of, setup
+from fake_evaluator import setup
+from study_targets import (
+    BASE,
+    FakePool,
+    job_of,
+)
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import PoolError

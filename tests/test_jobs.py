@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from study_targets import BASE, OBJECTIVES, RECIPE, cost, measured
+from fake_evaluator import cost, measured
+from study_targets import BASE, OBJECTIVES, RECIPE
 
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError

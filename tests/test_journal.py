@@ -7,17 +7,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fake_evaluator import executions, measured, setup
 from study_targets import (
     BASE,
     RECIPE,
     Shelf,
-    executions,
     job_of,
     load_study,
-    measured,
     open_record,
     optunas_storage,
-    setup,
     space,
     tell_next,
 )
@@ -39,7 +37,7 @@ def _run(folder, trials):
     folder.mkdir(exist_ok=True)
     spec = SpaceSpec.from_dict({"base": BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "base_seeds": 1, "controls": False})
     return study.run(
-        folder, spec, space(), setup(folder), InlinePool("study_targets:serve"), trials=trials, sampler="random", storage=Shelf.at(folder)
+        folder, spec, space(), setup(folder), InlinePool("fake_evaluator:serve"), trials=trials, sampler="random", storage=Shelf.at(folder)
     )
 
 

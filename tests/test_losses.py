@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from study_targets import RECIPE, job_of, measured, open_record
+from fake_evaluator import measured
+from study_targets import RECIPE, job_of, open_record
 
 from nas_attn import blame, losses
 from nas_attn.blame import Blame

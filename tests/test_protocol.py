@@ -6,7 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from study_targets import BASE, RECIPE, cost, job_of, measured, space
+from fake_evaluator import cost, measured
+from study_targets import BASE, RECIPE, job_of, space
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import NasAttnError, StudyError

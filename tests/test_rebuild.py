@@ -7,20 +7,16 @@ from pathlib import Path
 
 import optuna
 import pytest
+from fake_evaluator import Fake, cost, executions, measured, setup
 from study_targets import (
     BASE,
     RECIPE,
-    Fake,
     FakePool,
     Shelf,
-    cost,
-    executions,
     job_of,
     load_study,
-    measured,
     open_record,
     optunas_storage,
-    setup,
     space,
     stored_study,
     tell_next,
@@ -62,7 +58,7 @@ def _search(folder, trials=18, pool=None, **options):
     folder.mkdir(exist_ok=True)
     given = {"base": BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "limits": {"latency_ratio": 1.3}, "base_seeds": 2}
     spec = SpaceSpec.from_dict({**given, "controls": True})
-    pool = pool or InlinePool("study_targets:serve")
+    pool = pool or InlinePool("fake_evaluator:serve")
     options = {
         "sampler": "random",
         "storage": Shelf.at(folder),
@@ -137,7 +133,7 @@ def test_a_search_in_postgresql_is_interrupted_and_goes_on_as_one_in_sqlite(tmp_
 
     for _ in range(50):
         with contextlib.suppress(Interrupted):
-            found = _search(folder, trials=10, pool=Dying("study_targets:serve"))
+            found = _search(folder, trials=10, pool=Dying("fake_evaluator:serve"))
             break
     assert len(seen) > 6
     told = [[(trial.architecture, trial.kind, trial.values) for trial in study.trials] for study in (found, wanted)]

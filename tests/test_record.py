@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from fake_evaluator import cost, measured
 from optuna.trial import TrialState
 from study_targets import (
     BASE,
@@ -12,10 +13,8 @@ from study_targets import (
     RECIPE,
     SETTINGS,
     Shelf,
-    cost,
     job_of,
     load_study,
-    measured,
     open_record,
     space,
     stored_study,

@@ -1,7 +1,8 @@
 """A budget of repeats: written down when chosen, spent once, and only on what may be repeated."""
 
 import pytest
-from study_targets import OBJECTIVES, RECIPE, job_of, measured, open_record, tell_next
+from fake_evaluator import measured
+from study_targets import OBJECTIVES, RECIPE, job_of, open_record, tell_next
 
 from nas_attn import storage
 from nas_attn.errors import InputError

@@ -6,9 +6,16 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
+import fake_evaluator
 import pytest
-import study_targets
-from study_targets import BASE, Fake, FakePool, Shelf, executions, load_study, setup, space
+from fake_evaluator import Fake, executions, setup
+from study_targets import (
+    BASE,
+    FakePool,
+    Shelf,
+    load_study,
+    space,
+)
 
 from nas_attn import derive, files, rebuild, retarget, storage, study
 from nas_attn.architecture import Architecture
@@ -35,7 +42,7 @@ def _no_waits_for_the_disk(monkeypatch):
 @pytest.fixture(autouse=True)
 def by_onnx(monkeypatch):
     """Has the evaluator find other architectures slow by the other runtime; how many can be changed."""
-    real, slow = study_targets.serve, {"slow": SLOW_BY_ONNX}
+    real, slow = fake_evaluator.serve, {"slow": SLOW_BY_ONNX}
 
     def serve(kind, payload):
         task = json.loads(payload)
@@ -43,7 +50,7 @@ def by_onnx(monkeypatch):
             task["setup"]["fake"] |= slow
         return real(kind, json.dumps(task))
 
-    monkeypatch.setattr(study_targets, "serve", serve)
+    monkeypatch.setattr(fake_evaluator, "serve", serve)
     return slow
 
 
@@ -56,7 +63,7 @@ def _search(folder, trials=18, backend="torch", where=None, fake=FORMER, **optio
     given = {"base": BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "limits": {"latency_ratio": 1.3}, "base_seeds": 2}
     spec = SpaceSpec.from_dict({**given, "controls": True, "latency": {"backend": backend}})
     options = {"sampler": "random", "storage": Shelf.url, "command": "nas-attn search toy", **options}
-    pool = InlinePool("study_targets:serve")
+    pool = InlinePool("fake_evaluator:serve")
     within = where or space()
     return study.run(folder, spec, within, _setup(folder, backend, fake), pool, trials=trials, controls=CONTROLS, **options)
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from fake_evaluator import cost, measured
 from optuna.trial import TrialState
-from study_targets import BASE, OBJECTIVES, cost, measured, space
+from study_targets import BASE, OBJECTIVES, space
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import InputError

@@ -6,9 +6,18 @@ import sqlite3
 import threading
 
 import pytest
+from fake_evaluator import Fake, executions, measured, setup
 from postgres_server import server
 from storage_faults import for_a_while, full_disk, lose, server_down, server_hangs, server_slow, small_disk, sqlite_locked
-from study_targets import BASE, RECIPE, Fake, Shelf, executions, load_study, measured, open_record, setup, space, tell_next
+from study_targets import (
+    BASE,
+    RECIPE,
+    Shelf,
+    load_study,
+    open_record,
+    space,
+    tell_next,
+)
 
 from nas_attn import files, storage, study
 from nas_attn.errors import NasAttnError
@@ -39,7 +48,7 @@ class Troubled(InlinePool):
     """Makes a fault for a while before some of its answers, and leaves it on when the answer is given."""
 
     def __init__(self, make, seconds, seed, most=4):
-        super().__init__("study_targets:serve")
+        super().__init__("fake_evaluator:serve")
         self._make, self._seconds, self._rng, self._most = make, seconds, random.Random(seed), most
         self.undone: list[threading.Event] = []
         self._open: list[object] = []
@@ -62,7 +71,7 @@ class Troubled(InlinePool):
 def _run(folder, pool=None, trials=TRIALS):
     folder.mkdir(exist_ok=True, parents=True)
     given = {"base": BASE, "sites": ["P3"], "modules": {"LIA": {"f": [8]}}, "limits": {"latency_ratio": 1.3}, "base_seeds": 2}
-    with pool or InlinePool("study_targets:serve") as opened:
+    with pool or InlinePool("fake_evaluator:serve") as opened:
         return study.run(
             folder,
             SpaceSpec.from_dict({**given, "controls": False}),
@@ -163,7 +172,7 @@ def test_a_database_that_is_taken_away_under_its_driver_is_told_and_rebuilt(tmp_
             return super().wait(timeout_s)
 
     with pytest.raises(NasAttnError, match=r"study.db is gone or another file; `nas-attn rebuild \S+/a` makes it anew") as caught:
-        _run(folder, Losing("study_targets:serve"))
+        _run(folder, Losing("fake_evaluator:serve"))
     assert caught.value.exit_code == 1
     if how == "exchanged":
         (folder / "study.db").unlink()

@@ -13,7 +13,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from study_targets import BASE, Fake, FakePool, Shelf, executions, load_study, measured, score, serve, setup, space, stored_study, train
+from fake_evaluator import Fake, executions, measured, score, serve, setup, train
+from study_targets import (
+    BASE,
+    FakePool,
+    Shelf,
+    load_study,
+    space,
+    stored_study,
+)
 
 from nas_attn import files, storage, study
 from nas_attn.architecture import Architecture, Placement
@@ -24,7 +32,7 @@ from nas_attn.record import Record
 from nas_attn.spec import SpaceSpec
 from nas_attn.work import Done
 
-TARGET = "study_targets:serve"
+TARGET = "fake_evaluator:serve"
 MIXED = Fake(fails=10, stops=10, slow=20, bad_build=5)
 RACED = Fake(fails=10, slow=20, bad_build=5, curves=True)
 
@@ -852,7 +860,7 @@ def test_the_checks_of_law_6_can_fail(tmp_path, monkeypatch):
         _require_law_6(tmp_path / "a", 4)
     job, outcome = snapshot.trials[1].results[0]
     assert isinstance(outcome, Measured)
-    monkeypatch.setattr("study_targets.left_outcome", lambda *_: (None, []))
+    monkeypatch.setattr("fake_evaluator.left_outcome", lambda *_: (None, []))
     train(tmp_path / "a", replace(job, attempt=2), Fake())
     with pytest.raises(AssertionError):
         _require_law_6(tmp_path / "a", 3)

@@ -39,7 +39,8 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import postgres_server
-from study_targets import BASE, cost, space
+from fake_evaluator import cost
+from study_targets import BASE, space
 
 from nas_attn import cli_search, study
 from nas_attn.architecture import Architecture
