@@ -1,9 +1,8 @@
 """The losses of a study's jobs, counted in its record: who is to blame, who runs alone from now on, and when to wait for the data."""
 
-import time
 from collections.abc import Callable
 
-from nas_attn.losses import AWAY, CROWDED, pause_s, sentence
+from nas_attn.losses import CROWDED, Outages, sentence
 from nas_attn.outcome import Failure, Job
 from nas_attn.protocol import job_key
 from nas_attn.record import Record
@@ -15,7 +14,7 @@ class Blame:
 
     def __init__(self, record: Record, tell: Callable[[str, str], None]) -> None:
         self._record, self._tell = record, tell
-        self._outages = 0
+        self.outages = Outages(tell)
 
     def failure(self, number: int, key: str, done: Done) -> Failure | None:
         """Counts a loss for or against a job; the failure of one that was lost too often."""
@@ -31,7 +30,7 @@ class Blame:
         At the same batch: half of it is another training (twice the steps), which could not be compared with those of all other trials,
         and to train all of them again would cost the whole study.
         """
-        self._outages = 0
+        self.outages.end()
         if not (isinstance(outcome, Failure) and outcome.stage == "memory") or job.alone:
             return False
         self._record.count(number, CROWDED, job_key(job))
@@ -41,15 +40,3 @@ class Blame:
     def alone(self, number: int, key: str) -> bool:
         """Whether a job has lacked memory beside others."""
         return self._record.times(number, CROWDED, key) > 0
-
-    def wait(self, done: Done) -> None:
-        """Where the data set is away, or a disk is full, every training would fail: none is begun for a while, and it is nobody's failure.
-
-        Raises:
-            NasAttnError: it was away for too long.
-        """
-        if done.cause in AWAY:
-            self._outages += 1
-            pause = pause_s(self._outages, str(done.lost))
-            self._tell("waits", f"{done.lost}; looks again in {pause:g} s")
-            time.sleep(pause)

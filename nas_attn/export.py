@@ -123,8 +123,8 @@ def best_job(trial: Trial) -> tuple[Job, Measured]:
 def _copy_weights(snapshot: Snapshot, trial: Trial, to: Path) -> Path:
     job, _ = best_job(trial)
     folder = job.folder(snapshot.folder).parent
-    # The attempt that was told is the first whole one; a late copy of the job may have left other weights after it.
-    whole = sorted(folder.glob("*/outcome.json"), key=lambda f: int(f.parent.name))
+    # Those of the attempt that was told; it has none of its own where it found another's outcome, which is then the first whole one.
+    whole = sorted(folder.glob("*/outcome.json"), key=lambda f: (int(f.parent.name) != job.attempt, int(f.parent.name)))
     files = [f.with_name(WEIGHTS) for f in whole if f.with_name(WEIGHTS).is_file()]
     if not files:
         raise StudyError(

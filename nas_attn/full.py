@@ -25,7 +25,7 @@ from nas_attn.errors import InputError, StudyError, TransferError
 from nas_attn.evaluate import fitting, measured, training
 from nas_attn.files import write_atomic
 from nas_attn.graph import SCALED, Edit, Graph
-from nas_attn.outcome import CHECKPOINT, Failure, Job, Latency, Outcome, outcome_file_text, outcome_to_dict, read_outcome_file
+from nas_attn.outcome import CHECKPOINT, Failure, Job, Latency, Measured, Outcome, outcome_file_text, outcome_to_dict, read_outcome_file
 from nas_attn.proxy import train as train_model
 from nas_attn.setup import Setup, threads
 from nas_attn.tensors import read_tensors
@@ -82,8 +82,10 @@ def train(setup: Setup, job: Job, task: Mapping[str, Any], folder: Path) -> Outc
     """
     began, stage = time.perf_counter(), "build"
     outcome: Outcome
-    with contextlib.suppress(OSError, StudyError):  # left by a copy that was thought lost, since this one was asked for
-        return read_outcome_file((folder / OUTCOME).read_text(encoding="utf-8"), job)
+    with contextlib.suppress(OSError, UnicodeDecodeError, StudyError, AttributeError):  # left by a copy that was thought lost
+        left = read_outcome_file((folder / OUTCOME).read_text(encoding="utf-8"), job)
+        if isinstance(left, Measured):  # what failed is run again
+            return left
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model, edit = _arm(setup, job, Path(task["start"]), task["width"])

@@ -4,11 +4,14 @@ What a trial is blamed for is counted apart from what its node is blamed for, an
 workers twice has failed, also when the second time is a new driver's. A node that said that it would go (preemption) costs nobody anything.
 """
 
-from collections.abc import Collection
+import math
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nas_attn.errors import NasAttnError
 from nas_attn.outcome import Failure
+from nas_attn.work import Done
 
 MAX_CRASHES = 2
 """A job that has ended its worker's process, hung, or answered nonsense this often has failed."""
@@ -66,15 +69,36 @@ def sentence(cause: str) -> Sentence:
     return Sentence(CRASHES, MAX_CRASHES) if cause in BLAMED else Sentence(LOSSES, MAX_LOSSES)
 
 
-def pause_s(times: int, reason: str) -> float:
-    """How long to wait before what is away is looked for once more, after it was missed so many times in a row.
+class Outages:
+    """Where the data set is away, or a disk is full, every training would fail: none is begun for a while, and it is nobody's failure.
 
-    Raises:
-        NasAttnError: it was away for too long.
+    `tell` takes a kind of event and its words. What was begun before a pause and is lost to the same cause was lost to the same outage: it
+    makes no pause of its own, however many workers there are.
     """
-    if times > len(PAUSES_S):
-        raise NasAttnError(f"{reason}; waited {sum(PAUSES_S) / 60:.0f} min for it: bring it back, then run the same command.")
-    return PAUSES_S[times - 1]
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell = tell
+        self._missed, self._looked = 0, -math.inf
+
+    def wait(self, done: Done, begun: float = math.inf) -> None:
+        """Waits, if that is why a task was lost which was handed over at `begun` (monotonic, s; not given: after any pause).
+
+        Raises:
+            NasAttnError: it was away for too long.
+        """
+        if done.cause not in AWAY or begun < self._looked:
+            return
+        if self._missed == len(PAUSES_S):
+            raise NasAttnError(f"{done.lost}; waited {sum(PAUSES_S) / 60:.0f} min for it: bring it back, then run the same command.")
+        pause = PAUSES_S[self._missed]
+        self._missed += 1
+        self._tell("waits", f"{done.lost}; looks again in {pause:g} s")
+        time.sleep(pause)
+        self._looked = time.monotonic()
+
+    def end(self) -> None:
+        """A task has had what it needs."""
+        self._missed = 0
 
 
 def reason_of(error: Exception) -> str:

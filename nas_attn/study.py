@@ -14,7 +14,7 @@ from nas_attn.architecture import Architecture
 from nas_attn.blame import Blame
 from nas_attn.errors import InputError, Interrupted, NasAttnError
 from nas_attn.event import Event
-from nas_attn.flights import Flights
+from nas_attn.flights import Flight, Flights
 from nas_attn.jobs import Control, Jobs, rungs_for
 from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES
 from nas_attn.outcome import Failure, Job, Measured, Outcome, Rejected, Snapshot, full_length, kind
@@ -164,10 +164,9 @@ class _Driver:
             if done.result is not None:
                 return read_fit(done.result)
             self.emit("lost", f"fit of the base, attempt {attempt}: {done.lost}")
-            losses += done.cause not in FREE
-            if losses == MAX_LOSSES:
+            if (losses := losses + (done.cause not in FREE)) == MAX_LOSSES:
                 break
-            self.blame.wait(done)
+            self.blame.outages.wait(done)
         raise NasAttnError(f"The base must be fitted before any trial, but {attempt} attempts were lost; the last: {done.lost}")
 
     # -- the loop --------------------------------------------------------------------------------------------------------------------------
@@ -215,17 +214,21 @@ class _Driver:
 
     def _keep_busy(self) -> bool:
         """Stops what has lost its race, submits what is ready, asks when workers would idle; whether anything is under way."""
-        for number, verdict in self.jobs.stopped(self.record.trials.values(), [number for number, _ in self.ready]).items():
-            self.ready = deque(entry for entry in self.ready if entry[0] != number)
-            self._tell(number, verdict)
+        self._stop_losers()
         while self.ready and self.flights.idle:
             first = self.jobs.first(self.record.trials.values(), [number for number, _ in self.ready])
             entry = self.ready[first]
             del self.ready[first]
-            self._train(*entry)
+            if self._train(*entry):
+                self._stop_losers()
         if not self.ready and self.flights.idle and not self.flights.measures:
             self._ask()
         return bool(self.flights)
+
+    def _stop_losers(self) -> None:
+        for number, verdict in self.jobs.stopped(self.record.trials.values(), [number for number, _ in self.ready]).items():
+            self.ready = deque(entry for entry in self.ready if entry[0] != number)
+            self._tell(number, verdict)
 
     def _ask(self) -> None:
         # Never more than can count: so which trials are asked does not depend on the order in which workers answer.
@@ -249,17 +252,19 @@ class _Driver:
         architectures = {number: self.record.trials[number].architecture for number in attempts}
         self.flights.measure(architectures, max(attempts.values()), self.deadline_s)
 
-    def _train(self, number: int, job: Job) -> None:
+    def _train(self, number: int, job: Job) -> bool:
+        """Whether what a lost copy has left counts instead, since when others may have lost their race."""
         key = job_key(job)
         job = replace(job, attempt=self.record.count(number, "attempts", key), alone=self.blame.alone(number, key))
-        if job.attempt > 1 and self._adopt_file(number, job):  # a copy that was thought lost has ended since
+        if job.attempt > 1 and self._adopt_file(number, job):
             self._advance(number)
-            return
+            return True
         if job.attempt > MAX_ATTEMPTS:
             self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
-            return
+            return False
         self.emit("train", f"trial {number}: training with {part(job)}, attempt {job.attempt}{', alone' * job.alone}", number)
         self.flights.train(number, job, allowed_s(self.record.fit or {}, job.recipe.epochs, self.deadline_s))
+        return False
 
     # -- answers ---------------------------------------------------------------------------------------------------------------------------
 
@@ -269,17 +274,17 @@ class _Driver:
             if flight is None:
                 self.emit("late", f"an answer that nobody waits for: {done.key}")
             elif flight.job is None:
-                self._measured(flight.numbers, done)
+                self._measured(flight, done)
             elif done.result is None:
-                self._lost(flight.numbers[0], flight.job, done)
+                self._lost(flight.job, flight, done)
             else:
                 self._finish_job(flight.numbers[0], flight.job, read_outcome(done.result))
 
-    def _measured(self, numbers: Sequence[int], done: Done) -> None:
+    def _measured(self, flight: Flight, done: Done) -> None:
         if done.result is None:
-            self._lost_measurement(numbers, done)
+            self._lost_measurement(flight, done)
             return
-        answers = dict(zip(numbers, read_costs(done.result, len(numbers)), strict=True))
+        answers = dict(zip(flight.numbers, read_costs(done.result, len(flight.numbers)), strict=True))
         self.record.save_costs({number: answer for number, answer in answers.items() if not isinstance(answer, Failure)})
         for number, answer in answers.items():
             if isinstance(answer, Failure):
@@ -288,12 +293,12 @@ class _Driver:
                 self.emit("measured", f"trial {number}: {answer.latency.ratio:.3f} of the base's latency", number)
                 self._admit(number)
 
-    def _lost_measurement(self, numbers: Sequence[int], done: Done) -> None:
-        self.blame.wait(done)
-        for number in numbers:
+    def _lost_measurement(self, flight: Flight, done: Done) -> None:
+        self.blame.outages.wait(done, flight.begun)
+        for number in flight.numbers:
             self.emit("lost", f"trial {number}: measurement lost: {done.lost}", number)
             # Of several nobody knows whose fault it was: each is measured by itself, so that one bad candidate costs the others nothing.
-            failure = self.blame.failure(number, "measure", done) if len(numbers) == 1 else None
+            failure = self.blame.failure(number, "measure", done) if len(flight.numbers) == 1 else None
             if failure is not None:
                 self._tell(number, failure)
             else:
@@ -334,7 +339,8 @@ class _Driver:
             self._keep(number, job, outcome)
         return outcome is not None
 
-    def _lost(self, number: int, job: Job, done: Done) -> None:
+    def _lost(self, job: Job, flight: Flight, done: Done) -> None:
+        number = flight.numbers[0]
         self.emit("lost", f"trial {number}: attempt {job.attempt} lost: {done.lost}", number)
         if not self._adopt_file(number, job):
             failure = self.blame.failure(number, job_key(job), done)
@@ -342,7 +348,7 @@ class _Driver:
                 self._keep(number, job, failure)
             else:
                 self.ready.appendleft((number, job))
-                self.blame.wait(done)
+                self.blame.outages.wait(done, flight.begun)
         self._advance(number)
 
     def _finish_job(self, number: int, job: Job, outcome: Outcome) -> None:
@@ -387,11 +393,8 @@ class _Driver:
     def _conclude(self) -> None:
         base = self.record.trials[0]
         if base.state != "COMPLETE":
-            raise NasAttnError(
-                f"The base must be measured before any candidate, but: {words(base.verdict)}. Begin another study without it."
-            )
-        halted = self._halted()
-        if halted and self.counted < self.total:
+            raise NasAttnError(f"The base must be measured before any candidate, but: {words(base.verdict)}. Begin another study.")
+        if self.counted < self.total and (halted := self._halted()):
             raise NasAttnError(halted)
         if self.exhausted:
             self.emit("exhausted", f"the space holds no further architecture; {self.counted} of {self.total} trials have counted")

@@ -18,7 +18,7 @@ from nas_attn.errors import Interrupted, PoolError, StudyError
 from nas_attn.event import Event
 from nas_attn.files import write_atomic
 from nas_attn.full import OUTCOME, TOLERANCE, WEIGHTS
-from nas_attn.losses import AWAY, FREE, MAX_ATTEMPTS, MAX_LOSSES, pause_s
+from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES, Outages
 from nas_attn.outcome import Failure, Job, Measured, Outcome, read_outcome_file
 from nas_attn.protocol import deadline_s, lost_failure, read_outcome, words
 from nas_attn.proxy import write_list
@@ -86,6 +86,7 @@ class _Flight:
     job: Job | None = None
     losses: int = 0
     attempts: int = 0
+    begun: float = 0.0
 
     @property
     def name(self) -> str:
@@ -103,7 +104,7 @@ class _Driver:
         self.flying: dict[str, _Flight] = {}
         self.start = {"file": str(Path(plan.setup.folder) / "base" / WEIGHTS), "fingerprint": plan.recipe.base}
         self.wide: dict[str, Any] = {}
-        self.outages = 0
+        self.outages = Outages(self._emit)
 
     @property
     def done(self) -> int:
@@ -155,14 +156,14 @@ class _Driver:
             return None
         try:
             outcome = read_outcome_file(file.read_text(encoding="utf-8"), job)
-        except (StudyError, UnicodeDecodeError) as error:
+        except (StudyError, UnicodeDecodeError, AttributeError) as error:
             self._emit("unusable", f"{file}: {error}")
             return None
         return outcome if isinstance(outcome, Measured) else None
 
     def _submit(self, flight: _Flight) -> None:
         key = f"{flight.name}/{flight.attempts + 1}"
-        self.flying[key] = flight
+        self.flying[key], flight.begun = flight, time.monotonic()
         payload = json.dumps({"setup": asdict(self.plan.setup), **flight.payload})
         exclusive = flight.kind == "width"
         weights = tuple(filter(None, [self.plan.setup.weights]))
@@ -170,6 +171,8 @@ class _Driver:
 
     def _take(self, answer: Done) -> None:
         flight = self.flying.pop(answer.key, None)
+        if answer.result is not None:
+            self.outages.end()
         if flight is None:
             self._emit("late", f"an answer that nobody waits for: {answer.key}")
         elif answer.result is None:
@@ -186,19 +189,12 @@ class _Driver:
         self._emit("lost", f"{flight.name}, attempt {flight.attempts}: {reason}")
         found = self._finished(Path(flight.payload["folder"]), flight.job) if flight.job else None
         if flight.losses < MAX_LOSSES and flight.attempts < MAX_ATTEMPTS and found is None:
-            self._wait_for_data(done)
+            self.outages.wait(done, flight.begun)
             self._submit(flight)
         elif flight.arm is not None and flight.job is not None:
             self._keep(flight.arm, flight.job.seed, found or lost_failure(MAX_LOSSES, reason))
         else:
             self._answered(flight.kind, {"failure": asdict(lost_failure(MAX_LOSSES, reason))})
-
-    def _wait_for_data(self, done: Done) -> None:
-        self.outages = self.outages + 1 if done.cause in AWAY else 0
-        if self.outages:
-            pause = pause_s(self.outages, str(done.lost))
-            self._emit("waits", f"{done.lost}; looks again in {pause:g} s")
-            time.sleep(pause)
 
     def _keep(self, arm: Arm, seed: int, outcome: Outcome) -> None:
         self.outcomes.setdefault(arm.name, {})[seed] = outcome

@@ -10,10 +10,11 @@ import torch
 import yaml
 
 from nas_attn import detector, facts, weights
+from nas_attn import export as export_module
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, StudyError
 from nas_attn.export import Exported, best_job, export, keep_weights
-from nas_attn.outcome import Snapshot, Trial
+from nas_attn.outcome import Snapshot, Trial, outcome_file_text
 from nas_attn.plan import load_setup
 from nas_attn.record import load_study
 from nas_attn.records import record
@@ -152,3 +153,20 @@ def test_weights_of_the_front_and_the_best_stay_and_the_rest_goes(snapshot: Snap
     assert keep_weights(here, best=1) == 1
     left = {f.parents[2].name for f in tmp_path.glob("trials/*/*/*/weights.pt")}
     assert left == {base.architecture.digest(), second.architecture.digest(), at_work.digest()}
+
+
+@pytest.mark.parametrize(("whole", "told"), [((1, 2), 2), ((1,), 1)])
+def test_weights_are_those_of_the_attempt_that_was_told(
+    snapshot: Snapshot, candidate: Trial, tmp_path: Path, whole: tuple[int, ...], told: int
+) -> None:
+    """The second attempt was told; the first, which was thought lost, came to its end later, or was found by the second."""
+    job, outcome = candidate.results[0]
+    second = replace(candidate, results=((replace(job, attempt=2), outcome),))
+    moved = replace(snapshot, folder=tmp_path / "study")
+    for attempt in whole:
+        folder = replace(job, attempt=attempt).folder(moved.folder)
+        folder.mkdir(parents=True)
+        (folder / "outcome.json").write_text(outcome_file_text(job, outcome))
+        torch.save({"attempt": torch.tensor(attempt)}, folder / "weights.pt")
+    found = export_module._copy_weights(moved, second, tmp_path)
+    assert torch.load(found, weights_only=True)["attempt"] == told

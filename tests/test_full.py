@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_evaluator import measured
 
 from nas_attn import full
 from nas_attn.architecture import Architecture, Placement
@@ -14,7 +15,7 @@ from nas_attn.detector import build, load_base
 from nas_attn.errors import InputError
 from nas_attn.full import Probe, bisect, widened, width_steps
 from nas_attn.graph import Graph
-from nas_attn.outcome import Failure, Job, Latency, Measured, Recipe, outcome_from_dict, read_outcome_file
+from nas_attn.outcome import Failure, Job, Latency, Measured, Outcome, Recipe, outcome_file_text, outcome_from_dict, read_outcome_file
 from nas_attn.plan import load_setup
 from nas_attn.records import record
 from nas_attn.setup import Setup
@@ -201,7 +202,21 @@ def test_a_failed_task_is_an_answer_and_an_unknown_one_a_bug(tmp_path: Path) -> 
         device="cpu",
         seed=0,
     )
+    assert isinstance(_left(broken, tmp_path, b"\xff"), Failure)
+    assert _left(broken, tmp_path, Failure(stage="memory", error="of an earlier command")).stage == "build"  # run again
+    assert _left(broken, tmp_path, measured(0.25)) == measured(0.25)  # a copy that was thought lost: nothing is trained
     failed = ask("width", broken, architecture=Architecture("yolo11n.yaml", (LSKA,)).to_dict(), folder=str(tmp_path / "w"))
     assert failed["failure"]["stage"] == "latency"
     with pytest.raises(InputError, match="train, width or fit"):
         ask("dance", broken, folder=str(tmp_path))
+
+
+def _left(broken: Setup, tmp_path: Path, left: bytes | Outcome) -> Outcome:
+    """What a training that cannot be built answers where another has left an outcome, or bytes, in its folder."""
+    (tmp_path / "start.pt").write_bytes(b"none")
+    recipe = Recipe(epochs=1, imgsz=64, batch=8, lr0=0.002, new_lr_scale=10.0, score_on="val", data="d", base="0" * 12, code="c")
+    job = Job(architecture=Architecture("yolo11n.yaml"), recipe=recipe, seed=0)
+    (tmp_path / "arm").mkdir(exist_ok=True)
+    (tmp_path / "arm" / "outcome.json").write_bytes(left if isinstance(left, bytes) else outcome_file_text(job, left).encode())
+    lists = {"train_list": "", "val_list": "", "start": str(tmp_path / "start.pt"), "width": None}
+    return outcome_from_dict(ask("train", broken, job=job.to_dict(), folder=str(tmp_path / "arm"), **lists))

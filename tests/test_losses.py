@@ -6,11 +6,11 @@ import pytest
 from fake_evaluator import measured
 from study_targets import RECIPE, job_of, open_record
 
-from nas_attn import blame, losses
+from nas_attn import losses
 from nas_attn.blame import Blame
 from nas_attn.errors import NasAttnError
-from nas_attn.losses import CRASHES, CROWDED, LOSSES, MAX_CRASHES, MAX_LOSSES, PAUSES_S, cause_of, pause_s, sentence
-from nas_attn.outcome import Failure, Measured
+from nas_attn.losses import CRASHES, CROWDED, LOSSES, MAX_CRASHES, MAX_LOSSES, PAUSES_S, Outages, cause_of, sentence
+from nas_attn.outcome import Failure
 from nas_attn.protocol import job_key
 from nas_attn.work import Done
 
@@ -49,12 +49,6 @@ def test_a_job_fails_when_it_was_lost_too_often_and_says_how():
     )
     assert node.failure(3, "node", "gone").error.startswith("lost its node 3 times")
     assert sentence("preempted").failure(99, "preempted", "x") is None
-
-
-def test_what_is_away_is_waited_for_longer_and_longer_and_not_for_ever():
-    assert [pause_s(times, "away") for times in range(1, len(PAUSES_S) + 1)] == list(PAUSES_S)
-    with pytest.raises(NasAttnError, match="away; waited 16 min for it: bring it back, then run the same command"):
-        pause_s(len(PAUSES_S) + 1, "away")
 
 
 @pytest.fixture
@@ -96,16 +90,44 @@ def test_counts_outlive_the_driver(tmp_path):
     assert failure.error.startswith("ended its worker 2 times")
 
 
-def test_a_search_waits_while_data_is_away_and_forgets_it_when_something_was_trained(trial, monkeypatch):
+@pytest.fixture
+def slept(monkeypatch):
+    """The pauses that were made; the clock goes on by them alone."""
+    found = []
+    monkeypatch.setattr(losses.time, "sleep", found.append)
+    monkeypatch.setattr(losses.time, "monotonic", lambda: float(sum(found)))
+    return found
+
+
+AWAY = Done("train", None, "the data set is away", "data")
+
+
+def test_a_search_waits_while_data_is_away_and_forgets_it_when_something_was_trained(trial, slept):
     record, asked = trial
-    slept, told = [], []
-    monkeypatch.setattr(blame.time, "sleep", slept.append)
-    judge, away = Blame(record, lambda *words: told.append(words)), Done("train", None, "the data set is away", "data")
-    judge.wait(away)
-    judge.wait(away)
+    told = []
+    judge = Blame(record, lambda *words: told.append(words))
+    judge.outages.wait(AWAY, sum(slept))
+    judge.outages.wait(AWAY, sum(slept))
     judge.spared(asked.number, job_of(asked), measured(0.3))
-    judge.wait(away)
-    judge.wait(Done("train", None, "worker died", "crash"))
-    assert slept == [losses.PAUSES_S[0], losses.PAUSES_S[1], losses.PAUSES_S[0]]
+    judge.outages.wait(AWAY, sum(slept))
+    judge.outages.wait(Done("train", None, "worker died", "crash"), sum(slept))
+    assert slept == [PAUSES_S[0], PAUSES_S[1], PAUSES_S[0]]
     assert told[0] == ("waits", "the data set is away; looks again in 1 s")
-    assert isinstance(measured(0.3), Measured)
+
+
+def test_one_outage_under_many_workers_is_one(slept):
+    outages = Outages(lambda *_: None)
+    for _ in range(3):
+        begun = sum(slept)
+        for _ in range(20):
+            outages.wait(AWAY, begun)
+    assert slept == list(PAUSES_S[:3])
+
+
+def test_what_stays_away_ends_the_search(slept):
+    outages = Outages(lambda *_: None)
+    for _ in PAUSES_S:
+        outages.wait(AWAY, sum(slept))
+    with pytest.raises(NasAttnError, match="bring it back"):
+        outages.wait(AWAY, sum(slept))
+    assert slept == list(PAUSES_S)

@@ -516,7 +516,7 @@ def test_what_a_lost_copy_leaves_in_the_end_counts(tmp_path, monkeypatch, when):
 
     monkeypatch.setattr(pool, "wait", note)
     if when == "before the next attempt":
-        monkeypatch.setattr("nas_attn.blame.Blame.wait", end_lost)
+        monkeypatch.setattr("nas_attn.losses.Outages.wait", end_lost)
     else:
         monkeypatch.setattr(pool, "submit", end_lost_and_submit)
     _run(tmp_path / "a", trials=4, pool=pool)
