@@ -17,7 +17,8 @@ StorageUrl = Annotated[
     typer.Option(
         OPTION,
         envvar=VARIABLE,
-        help="URL of the study's storage: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; default: SQLite in its folder. "
+        help="URL of the study's storage: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE or journal:///FILE; default: SQLite "
+        "in its folder. "
         f"Where it holds a password set {VARIABLE} instead: others see a command line in `ps`, and a shell keeps it.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Every fault once, for real, on one cluster of three raylets: nothing told is lost, nothing left running, nothing trained twice."""
+"""Every fault once, for real, on one cluster of four raylets: nothing told is lost, nothing left running, nothing trained twice."""
 
 import pytest
 from fault_cluster import can_make_namespaces, cluster

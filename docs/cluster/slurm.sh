@@ -14,7 +14,7 @@
 set -euo pipefail
 
 study=${STUDY:-$HOME/studies/first}
-port=$((20000 + SLURM_JOB_ID % 20000)) # of this job's own: two jobs may share a node
+port=$((20000 + SLURM_JOB_ID % 10000)) # of this job's own: two jobs may share a node
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$study/ray-token RAY_USAGE_STATS_ENABLED=0
 mkdir -p "$study"
 # The token is made before Ray starts, or Ray would make it readable for all. The home folder is shared by the nodes of a cluster.
