@@ -8,6 +8,7 @@ meanwhile: each leaves its own mark in the study, in the lock's first moment.
 import hashlib
 import os
 import socket
+import time
 import uuid
 from typing import Any
 
@@ -19,6 +20,8 @@ from nas_attn.errors import NasAttnError, StudyError
 
 SILENCE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
 """After a minute without an answer the server ends a connection, and with it the lock."""
+PATIENCE_S = (0.1, 0.4, 1.5)
+"""How long a driver waits, try by try, for one that has just ended."""
 _MARK = "CREATE TABLE IF NOT EXISTS nas_attn_drivers (key BIGINT PRIMARY KEY, mark TEXT NOT NULL)"
 _SET = "INSERT INTO nas_attn_drivers (key, mark) VALUES (:key, :mark) ON CONFLICT (key) DO UPDATE SET mark = EXCLUDED.mark"
 _HOLDER = """
@@ -99,7 +102,7 @@ class ServerLock:
         self._connection = self._engine.connect()
         for name, value in SILENCE.items():
             self._run(f"SET {name} = {value}")
-        if not self._run("SELECT pg_try_advisory_lock(:key)"):
+        if not self._granted():
             found = self._connection.execute(sqlalchemy.text(_HOLDER), {"key": self._key}).first()
             self._drop()
             who, since = found if found else ("another", 0)
@@ -107,6 +110,14 @@ class ServerLock:
                 f"One driver at a time may run a study, but {who} drives {self._name!r} in this storage, connected for {since} s; "
                 "wait for it or stop it."
             )
+
+    def _granted(self) -> bool:
+        # The server may not have heard yet that a driver was killed a moment ago: its lock falls within milliseconds, or it lives.
+        for pause in PATIENCE_S:
+            if self._run("SELECT pg_try_advisory_lock(:key)"):
+                return True
+            time.sleep(pause)
+        return bool(self._run("SELECT pg_try_advisory_lock(:key)"))
 
     def _run(self, text: str, **values: Any) -> Any:
         if self._connection is None:

@@ -92,5 +92,5 @@ def test_a_study_measured_by_torch_is_measured_by_onnx_runtime_and_goes_on(tiny_
     assert load_study(new).trials[3].cost.latency.environment == ours.trials[0].cost.latency.environment
     assert all(file.stat().st_mtime_ns == written for file, written in files.items())
     assert contents(tiny_study) == before
-    verified = run("verify", new, "--data", digits, "--epochs", 1, "--pool", "inline", "--dry-run")
+    verified = run("verify", new, "--data", digits, "--trial", 1, "--epochs", 1, "--pool", "inline", "--dry-run")
     assert verified.returncode == 0, verified.stderr

@@ -1,6 +1,7 @@
 """The lock on a PostgreSQL server: one driver whatever its folder, and what a lost connection costs."""
 
 import shutil
+import threading
 
 import pytest
 from study_targets import RECIPE, load_study, open_record
@@ -35,6 +36,14 @@ def test_a_copied_folder_is_no_second_study(tmp_path, url, postgres):
             assert not other.trials
     with open_record(tmp_path / "b", storage=url) as record:
         assert len(record.trials) == 1
+
+
+def test_a_driver_waits_a_moment_for_one_that_was_killed(url):
+    first = ServerLock.take(require_safe(url), "s")
+    timer = threading.Timer(0.3, first.close)
+    timer.start()
+    ServerLock.take(require_safe(url), "s").close()
+    timer.join()
 
 
 def test_a_lost_connection_is_taken_up_again_where_nobody_came_between(tmp_path, url, postgres, monkeypatch):
