@@ -10,6 +10,7 @@ from postgres_server import Server, server
 
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers get next to nothing of a core on which other tests compute
 
 TINY_SPACE = """
 base: yolo11n.yaml

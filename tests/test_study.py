@@ -804,7 +804,7 @@ def _kill_until_done(folder, trials, slots, rng, longest_s):
         process = get_context("fork").Process(target=_drive, args=(folder, trials, slots), daemon=True)
         process.start()
         # Longer and longer: on a busy machine a driver that never got anywhere would use up the attempts of one job.
-        process.join(rng.uniform(0.02, longest_s * (1 + kills / 10)) if kills < 60 else None)
+        process.join(rng.uniform(0.02, longest_s * (1 + kills / 4)) if kills < 60 else None)
         if process.exitcode is None:
             process.kill()
             process.join()

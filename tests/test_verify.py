@@ -223,7 +223,7 @@ def _watch_first_batches(monkeypatch: pytest.MonkeyPatch) -> list[Begin]:
             self.watched = True
             name = hashlib.sha256(batch["img"].numpy().tobytes()).hexdigest()
             ours = any(type(module).__module__.startswith("nas_attn.attention") for module in self.modules())
-            begins.append(Begin(name, float(answer[0].sum()), ours))
+            begins.append(Begin(name, float(answer[0].detach().sum()), ours))
         return answer
 
     monkeypatch.setattr(DetectionModel, "loss", loss)

@@ -98,8 +98,10 @@ def walk(study: Path, space: Path, digits: Path, home: Path, logs: Path) -> None
         refused = run([*submit[:5], "--", "true"], HOME=str(logs))  # a home without the token
         assert refused.returncode != 0
 
-        given = run([*submit[:5], "--no-wait", *submit[5:], *SMALL])
-        assert given.returncode == 0, given.stdout + given.stderr
+        end = time.monotonic() + PATIENCE_S
+        while (given := run([*submit[:5], "--no-wait", *submit[5:], *SMALL])).returncode != 0:
+            assert "No available agent" in given.stderr, given.stdout + given.stderr  # the head has only just begun
+            assert time.monotonic() < end, given.stderr
         name = re.search(r"raysubmit_\w+", given.stdout)
         assert name is not None
         end = time.monotonic() + PATIENCE_S
