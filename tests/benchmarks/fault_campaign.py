@@ -23,7 +23,7 @@ from fault_kinds import FAULTS
 from fault_run import Row, Run, Verdict, place
 from postgres_server import server
 
-TOGETHER = 10
+TOGETHER = 5
 """Faults of one search."""
 KILLS = ("driver killed", "worker killed")
 
