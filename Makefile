@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two processes (tests/conftest.py says what stays together), one thread of torch each: as many as the machine that CI runs on has cores.
+TOGETHER := --numprocesses=2 --no-loadscope-reorder
 export YOLO_OFFLINE := true
 export YOLO_AUTOINSTALL := false
 # uv brings its own list of authorities; where the machine has one, it counts (company networks).
@@ -26,10 +28,10 @@ demo: setup
 	$(BIN)/nas-attn demo
 
 test: setup lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --durations=15 --numprocesses=2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --durations=15 $(TOGETHER)
 
 fast: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER)
 
 conformance-full: setup
 	$(BIN)/python tests/benchmarks/conformance_full.py --out results/conformance-full.csv

@@ -3,6 +3,7 @@
 The walk-through is on real photographs of blood cells and is skipped where they do not lie beside the repository.
 """
 
+import fnmatch
 import json
 import re
 import shlex
@@ -59,6 +60,18 @@ def test_the_first_screen_shows_the_two_commands_and_the_picture() -> None:
 def test_every_picture_and_file_that_it_names_exists() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_table_of_the_results_is_there_and_described() -> None:
+    rows = [line.split("|")[1] for line in (ROOT / "results" / "README.md").read_text().splitlines() if line.startswith("| `")]
+    kept = {file.name for file in (ROOT / "results").iterdir()} - {"README.md"}
+    described: set[str] = set()
+    for row in rows:
+        for name in re.findall(r"`([^`]+)`", row):
+            found = fnmatch.filter(kept, name.replace("…", "*"))
+            assert found, f"{name} of results/README.md is not in results/"
+            described |= set(found)
+    assert kept <= described, kept - described
 
 
 def test_version_and_changelog_agree() -> None:
