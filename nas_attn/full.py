@@ -76,13 +76,14 @@ def serve(kind: str, payload: str) -> str:
 
 
 def train(setup: Setup, job: Job, task: Mapping[str, Any], folder: Path) -> Outcome:
-    """Train one arm with one seed and score it after every epoch; what fails is named with its stage. It goes on from its last checkpoint.
+    """Train one arm with one seed and score it after every epoch; what fails is named with its stage. It goes on from its last checkpoint;
+    where a copy that was thought lost has come to its end in this folder, that counts.
 
     `task` holds `train_list`, `val_list`, `start` (the file of weights that the arm starts from) and `width` (None but for a wider base).
     """
     began, stage = time.perf_counter(), "build"
     outcome: Outcome
-    with contextlib.suppress(OSError, UnicodeDecodeError, StudyError, AttributeError):  # left by a copy that was thought lost
+    with contextlib.suppress(OSError, UnicodeDecodeError, StudyError):  # left by a copy that was thought lost
         left = read_outcome_file((folder / OUTCOME).read_text(encoding="utf-8"), job)
         if isinstance(left, Measured):  # what failed is run again
             return left

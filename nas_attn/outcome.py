@@ -249,7 +249,7 @@ def read_outcome_file(text: str, job: Job) -> Outcome:
         if data["schema"] != SCHEMA or (theirs.architecture, theirs.name()) != (job.architecture, job.name()):
             raise StudyError(f"An outcome file must answer job {job.name()} of {job.architecture.digest()}, but it answers another.")
         return outcome_from_dict(data["outcome"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StudyError(f"An outcome file must be whole JSON of schema {SCHEMA}, but: {error}") from error
 
 
@@ -260,7 +260,7 @@ def left_outcome(folder: Path, job: Job) -> tuple[Outcome | None, list[str]]:
     for path in sorted(attempts.glob("*/outcome.json"), key=lambda path: (len(path.parent.name), path.parent.name)):
         try:
             return read_outcome_file(path.read_text(encoding="utf-8"), job), unusable
-        except (OSError, UnicodeDecodeError, StudyError, AttributeError) as error:
+        except (OSError, UnicodeDecodeError, StudyError) as error:
             unusable.append(f"{path.relative_to(folder)}: {error}")
     return None, unusable
 

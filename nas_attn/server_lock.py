@@ -113,11 +113,11 @@ class ServerLock:
 
     def _granted(self) -> bool:
         # The server may not have heard yet that a driver was killed a moment ago: its lock falls within milliseconds, or it lives.
-        for pause in PATIENCE_S:
+        for pause in (0.0, *PATIENCE_S):
+            time.sleep(pause)
             if self._run("SELECT pg_try_advisory_lock(:key)"):
                 return True
-            time.sleep(pause)
-        return bool(self._run("SELECT pg_try_advisory_lock(:key)"))
+        return False
 
     def _run(self, text: str, **values: Any) -> Any:
         if self._connection is None:

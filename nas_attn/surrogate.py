@@ -152,11 +152,11 @@ class Surrogate:
     # -- parts ---------------------------------------------------------------------------------------------------------------------------
 
     def _grow(self) -> "tuple[RandomForestRegressor | None, Floats]":
-        from sklearn.ensemble import RandomForestRegressor  # here, because it takes seconds to import, and most commands ask for no forest
-
         rows, targets = self.seen.rows, self._targets
         if len(np.unique(rows)) < FOREST_FROM:
             return None, np.zeros(len(rows))
+        from sklearn.ensemble import RandomForestRegressor  # here, because it takes seconds to import, and most commands ask for no forest
+
         forest = RandomForestRegressor(
             TREES, min_samples_leaf=2, max_features=0.5, bootstrap=True, oob_score=True, random_state=self._rng_seed % 2**31, n_jobs=1
         )

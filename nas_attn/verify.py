@@ -156,7 +156,7 @@ class _Driver:
             return None
         try:
             outcome = read_outcome_file(file.read_text(encoding="utf-8"), job)
-        except (StudyError, UnicodeDecodeError, AttributeError) as error:
+        except (StudyError, UnicodeDecodeError) as error:
             self._emit("unusable", f"{file}: {error}")
             return None
         return outcome if isinstance(outcome, Measured) else None

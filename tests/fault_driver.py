@@ -11,10 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fake_evaluator import Fake, setup
-from study_targets import (
-    BASE,
-    space,
-)
+from study_targets import BASE, space
 
 from nas_attn import study
 from nas_attn.errors import NasAttnError

@@ -166,7 +166,8 @@ class Run:
         last = max(int(number) for number in re.findall(r" asked trial (\d+)", self.log.read_text()))
         self.armed[what] = asked(last + 8)
         self.hit.add(self.armed[what])
-        self.poisons |= {self.armed[what]} if what == "poison" else set()
+        if what == "poison":
+            self.poisons.add(self.armed[what])
         write_atomic(self.triggers, lambda file: file.write_text(json.dumps(self.armed)))
 
     def trained_by(self) -> dict[int, str]:

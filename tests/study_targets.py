@@ -14,14 +14,7 @@ from sqlalchemy.pool import NullPool
 from nas_attn import record
 from nas_attn.address import journal_of, require_safe
 from nas_attn.architecture import Placement
-from nas_attn.outcome import (
-    Cost,
-    Job,
-    Outcome,
-    Recipe,
-    Snapshot,
-    Trial,
-)
+from nas_attn.outcome import Cost, Job, Outcome, Recipe, Snapshot, Trial
 from nas_attn.record import Record
 from nas_attn.space import SearchSpace, Site
 from nas_attn.work import Done, Task

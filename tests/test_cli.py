@@ -69,6 +69,28 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in failed.stderr
 
 
+WRONG_SPACE = """
+import sys
+from nas_attn.cli import main
+sys.argv = ["nas-attn", "search", "toyy", "--data", "data.yaml"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "slow"),
+    [("import sys, nas_attn.evaluate, nas_attn.study, nas_attn.plan", {"timm", "sklearn"}), (WRONG_SPACE, {"torch", "ultralytics"})],
+    ids=["a worker and a driver", "a space that does not exist"],
+)
+def test_what_takes_seconds_to_import_waits_until_it_is_needed(code: str, slow: set[str], tmp_path: Path) -> None:
+    code = f"{code}\nprint(sorted(set(sys.modules) & {slow!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stdout + done.stderr
+
+
 def test_bad_input_leaves_no_half_done_study(tmp_path: Path, digits: Path) -> None:
     (tmp_path / "bad.yaml").write_text(TINY_SPACE.replace("neck_P4", "neck_P9"))
     failed = run("search", "bad.yaml", "--data", digits, "--out", "study", cwd=tmp_path)

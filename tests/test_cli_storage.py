@@ -12,12 +12,7 @@ import pytest
 from conftest import TINY_SPACE
 from fake_evaluator import Fake, measured, setup
 from postgres_server import server
-from study_targets import (
-    BASE,
-    open_record,
-    space,
-    tell_next,
-)
+from study_targets import BASE, open_record, space, tell_next
 
 from nas_attn import cli_search, cli_storage, report, storage, study
 from nas_attn.errors import NasAttnError

@@ -10,15 +10,7 @@ import optuna
 import pytest
 import sqlalchemy
 from fake_evaluator import Fake, executions, setup
-from study_targets import (
-    BASE,
-    FakePool,
-    Shelf,
-    load_study,
-    optunas_storage,
-    space,
-    stored_study,
-)
+from study_targets import BASE, FakePool, Shelf, load_study, optunas_storage, space, stored_study
 
 from nas_attn import extend, files, rows, storage, study
 from nas_attn.architecture import Architecture

@@ -4,11 +4,7 @@ import json
 
 import pytest
 from fake_evaluator import setup
-from study_targets import (
-    BASE,
-    FakePool,
-    job_of,
-)
+from study_targets import BASE, FakePool, job_of
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import PoolError

@@ -8,17 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_evaluator import executions, measured, setup
-from study_targets import (
-    BASE,
-    RECIPE,
-    Shelf,
-    job_of,
-    load_study,
-    open_record,
-    optunas_storage,
-    space,
-    tell_next,
-)
+from study_targets import BASE, RECIPE, Shelf, job_of, load_study, open_record, optunas_storage, space, tell_next
 
 from nas_attn import files, journal, storage, study
 from nas_attn.errors import NasAttnError, StudyError

@@ -128,6 +128,6 @@ def test_what_stays_away_ends_the_search(slept):
     outages = Outages(lambda *_: None)
     for _ in PAUSES_S:
         outages.wait(AWAY, sum(slept))
-    with pytest.raises(NasAttnError, match="bring it back"):
+    with pytest.raises(NasAttnError, match="the data set is away; waited 16 min for it: bring it back, then run the same command"):
         outages.wait(AWAY, sum(slept))
     assert slept == list(PAUSES_S)

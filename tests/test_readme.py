@@ -112,13 +112,15 @@ def test_the_demo_does_the_whole_job(tmp_path: Path) -> None:
     output = run(["nas-attn", "demo", "--trials", "8"], tmp_path)
     assert "The export loads" in output
     assert re.search(r"positive control harm: .*\(separated\)", output)
-    # Whether 2 sigma separate it depends on the sigma of three seeds, which another processor's rounding moves by a factor of three.
-    assert re.search(r"positive control help: \+0\.\d+ mAP50-95, ", output)
+    # Sigma is that of two seeds, which another processor's rounding moves: 0.02 in the README's run, 0.16 in another with the same gain.
+    gain, sigmas, verdict = re.search(r"positive control help: (\S+) mAP50-95, (\S+) sigma \((.*)\)", output).groups()
+    assert float(gain) > 0.02
+    assert verdict == ("separated" if float(sigmas) > 2 else "NOT separated") or float(sigmas) == 2.0
     trials = pd.read_csv(tmp_path / "demo/study/trials.csv")
     measured = trials[trials["kind"] == "measured"]
     modules = {p["module"] for text in measured["architecture"] for p in json.loads(text)["placements"]}
     assert len(measured) - 1 >= 6
-    assert len(modules) >= 2
+    assert len(modules) >= 3
     assert measured.set_index("number").loc[0, "map50_95"] > 0.15
     assert (measured["gate_movement"].dropna() > 1e-3).all()
     assert not list(tmp_path.glob("demo/data/**/*.cache"))

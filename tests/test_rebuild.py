@@ -8,19 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 from fake_evaluator import Fake, cost, executions, measured, setup
-from study_targets import (
-    BASE,
-    RECIPE,
-    FakePool,
-    Shelf,
-    job_of,
-    load_study,
-    open_record,
-    optunas_storage,
-    space,
-    stored_study,
-    tell_next,
-)
+from study_targets import BASE, RECIPE, FakePool, Shelf, job_of, load_study, open_record, optunas_storage, space, stored_study, tell_next
 
 from nas_attn import files, rebuild, storage, study
 from nas_attn.architecture import Architecture

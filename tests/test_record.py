@@ -7,19 +7,7 @@ import optuna
 import pytest
 from fake_evaluator import cost, measured
 from optuna.trial import TrialState
-from study_targets import (
-    BASE,
-    OBJECTIVES,
-    RECIPE,
-    SETTINGS,
-    Shelf,
-    job_of,
-    load_study,
-    open_record,
-    space,
-    stored_study,
-    tell_next,
-)
+from study_targets import BASE, OBJECTIVES, RECIPE, SETTINGS, Shelf, job_of, load_study, open_record, space, stored_study, tell_next
 
 from nas_attn import files, ledger, rows, storage
 from nas_attn.architecture import Architecture

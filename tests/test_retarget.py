@@ -9,13 +9,7 @@ from pathlib import Path
 import fake_evaluator
 import pytest
 from fake_evaluator import Fake, executions, setup
-from study_targets import (
-    BASE,
-    FakePool,
-    Shelf,
-    load_study,
-    space,
-)
+from study_targets import BASE, FakePool, Shelf, load_study, space
 
 from nas_attn import derive, files, rebuild, retarget, storage, study
 from nas_attn.architecture import Architecture

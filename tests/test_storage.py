@@ -11,17 +11,7 @@ from multiprocessing import get_context
 import optuna
 import pytest
 from fake_evaluator import cost, measured
-from study_targets import (
-    BASE,
-    OBJECTIVES,
-    RECIPE,
-    Shelf,
-    job_of,
-    load_study,
-    open_record,
-    stored_study,
-    tell_next,
-)
+from study_targets import BASE, OBJECTIVES, RECIPE, Shelf, job_of, load_study, open_record, stored_study, tell_next
 
 from nas_attn import files, rows, storage
 from nas_attn.errors import InputError, NasAttnError, StudyError

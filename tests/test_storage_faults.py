@@ -9,15 +9,7 @@ import pytest
 from fake_evaluator import Fake, executions, measured, setup
 from postgres_server import server
 from storage_faults import for_a_while, full_disk, lose, server_down, server_hangs, server_slow, small_disk, sqlite_locked
-from study_targets import (
-    BASE,
-    RECIPE,
-    Shelf,
-    load_study,
-    open_record,
-    space,
-    tell_next,
-)
+from study_targets import BASE, RECIPE, Shelf, load_study, open_record, space, tell_next
 
 from nas_attn import files, storage, study
 from nas_attn.errors import NasAttnError

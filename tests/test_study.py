@@ -14,14 +14,7 @@ from pathlib import Path
 
 import pytest
 from fake_evaluator import Fake, executions, measured, score, serve, setup, train
-from study_targets import (
-    BASE,
-    FakePool,
-    Shelf,
-    load_study,
-    space,
-    stored_study,
-)
+from study_targets import BASE, FakePool, Shelf, load_study, space, stored_study
 
 from nas_attn import files, storage, study
 from nas_attn.architecture import Architecture, Placement
