@@ -96,14 +96,14 @@ def train(folder: Path, job: Job, fake: Fake) -> Outcome:
     place.mkdir(parents=True)
     with (folder / "pids.log").open("a") as file:
         file.write(f"{os.getpid()} {digest}\n")
-    if not job.alone and _share(f"crowded{digest}") < fake.crowded:
-        return Failure(stage="memory", error="CUDA out of memory")
     if digest == fake.poison:
         os.kill(os.getpid(), signal.SIGKILL)
     if digest == fake.unfit and job.attempt == 1:
         raise Unfit("A worker's GPU must work, but: CUDA error: unspecified launch failure")
     if digest == fake.hangs and job.attempt == 1:
         time.sleep(3600)
+    if not job.alone and _share(f"crowded{digest}") < fake.crowded:
+        return Failure(stage="memory", error="CUDA out of memory")
     again = [*place.parent.glob("*/outcome.json")]
     _log(folder, f"{'again' if again else 'start'} {job.architecture.digest()}/{job.name()}/{job.attempt}")
     time.sleep(float(Path(fake.pace).read_text()) if fake.pace else fake.seconds)
