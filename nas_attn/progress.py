@@ -1,44 +1,39 @@
-"""A running search on the terminal: a bar with the best gain so far, or one plain line an event where there is no terminal."""
+"""A running search on the terminal: a live view below the log, or one plain line an event where there is no terminal."""
 
 import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nas_attn import live
 from nas_attn.errors import printable
 from nas_attn.event import Event
 
 QUIET = frozenset({"asked", "train", "late"})
-"""Events that a plain log leaves out: each is followed by one that tells more."""
+"""Events that a log leaves out: each is followed by one that tells more."""
+FRAMES_PER_SECOND = 2
 
 
 class Watch:
-    """Takes a study's events, as `run(on_event=watch)`; a context manager."""
+    """Takes a study's events, as `run(on_event=watch)`; a context manager. What it has drawn is gone at the end, and the log stays."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.start = time.monotonic()
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("starting", total=None)
+        self.state = live.State(begun=self.start)
+        self.view = Live(self, console=console, refresh_per_second=FRAMES_PER_SECOND, transient=True) if console.is_interactive else None
 
     def __enter__(self) -> Self:
-        self.bar.start()
+        if self.view is not None:
+            self.view.start(refresh=True)
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        self.bar.stop()
+        if self.view is not None:
+            self.view.stop()
 
     def note(self, text: str) -> None:
         """Show what became of a node."""
@@ -47,10 +42,15 @@ class Watch:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        self.bar.update(self.task, completed=event.done, total=event.total, description=escape(printable(event.message)[:72]))
+        if self.view is not None:
+            self.state = live.after(self.state, event, time.monotonic())
         if event.kind in QUIET:
             return
         clock = time.strftime("%M:%S", time.gmtime(time.monotonic() - self.start))
         self.console.print(
             f"[dim]{clock} {event.done:>3}/{event.total}[/dim] {escape(printable(event.message))}", highlight=False, soft_wrap=True
         )
+
+    def __rich__(self) -> RenderableType:
+        """The view at this moment, for Rich, which draws it from a thread of its own."""
+        return live.frame(self.state, time.monotonic(), self.console.size.height)

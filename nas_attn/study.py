@@ -13,7 +13,7 @@ from typing import Any
 from nas_attn.architecture import Architecture
 from nas_attn.blame import Blame
 from nas_attn.errors import InputError, Interrupted, NasAttnError
-from nas_attn.event import Event
+from nas_attn.event import Event, Scene
 from nas_attn.flights import Flight, Flights
 from nas_attn.jobs import Control, Jobs, rungs_for
 from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES
@@ -104,7 +104,7 @@ def run(
             if next_repeat is not None:
                 driver.repeat(repeats, next_repeat)
         except KeyboardInterrupt:
-            raise Interrupted(f"Stopped with {driver.counted} of {trials} trials; the same command goes on from there.") from None
+            raise Interrupted(f"Stopped with {record.counted} of {trials} trials; the same command goes on from there.") from None
         return record.snapshot()
 
 
@@ -131,15 +131,12 @@ class _Driver:
         self.blame = Blame(record, self.emit)
         self.exhausted = False
 
-    @property
-    def counted(self) -> int:
-        """Trials that were measured or stopped."""
-        return self.record.counted
-
-    def emit(self, kind: str, message: str, number: int | None = None) -> None:
-        """Tells whoever watches."""
+    def emit(self, kind: str, message: str, number: int | None = None, begins: Job | None = None) -> None:
+        """Tells whoever watches; `begins` is a training that is handed over next."""
         trial = None if number is None else self.record.trials[number]
-        self.on_event(Event(kind=kind, message=message, done=self.counted, total=self.total, trial=trial))
+        trainings = (*self.flights.trainings, *([] if number is None or begins is None else [(number, begins)]))
+        scene = Scene(self.spec.objectives, self.spec.limits, self.record.trials, trainings, self.flights.slots)
+        self.on_event(Event(kind=kind, message=message, done=self.record.counted, total=self.total, trial=trial, scene=scene))
 
     # -- the fit of the base -------------------------------------------------------------------------------------------------------------
 
@@ -232,7 +229,7 @@ class _Driver:
 
     def _ask(self) -> None:
         # Never more than can count: so which trials are asked does not depend on the order in which workers answer.
-        wanted = min(max(1, self.flights.slots), self.total - self.counted - self.record.running)
+        wanted = min(max(1, self.flights.slots), self.total - self.record.counted - self.record.running)
         if wanted <= 0 or self.exhausted or self.record.trials[0].state != "COMPLETE" or self._halted():
             return
         asked = self.record.ask_many(self.jobs.recipe, wanted)
@@ -262,7 +259,7 @@ class _Driver:
         if job.attempt > MAX_ATTEMPTS:
             self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
             return False
-        self.emit("train", f"trial {number}: training with {part(job)}, attempt {job.attempt}{', alone' * job.alone}", number)
+        self.emit("train", f"trial {number}: training with {part(job)}, attempt {job.attempt}{', alone' * job.alone}", number, job)
         self.flights.train(number, job, allowed_s(self.record.fit or {}, job.recipe.epochs, self.deadline_s))
         return False
 
@@ -394,7 +391,7 @@ class _Driver:
         base = self.record.trials[0]
         if base.state != "COMPLETE":
             raise NasAttnError(f"The base must be measured before any candidate, but: {words(base.verdict)}. Begin another study.")
-        if self.counted < self.total and (halted := self._halted()):
+        if self.record.counted < self.total and (halted := self._halted()):
             raise NasAttnError(halted)
         if self.exhausted:
-            self.emit("exhausted", f"the space holds no further architecture; {self.counted} of {self.total} trials have counted")
+            self.emit("exhausted", f"the space holds no further architecture; {self.record.counted} of {self.total} trials have counted")
