@@ -67,10 +67,10 @@ class Posterior:
 
 def believe(snapshot: Snapshot, seed: int = 0) -> Posterior | None:
     """The posterior of a study, the same for the same record; None below `LEAST` measured architectures, or without a measured base."""
-    model = _model(snapshot)
+    model = modelled(snapshot)
     if model is None:
         return None
-    trials, candidates, tried = model
+    trials, _, candidates, tried = model
     base = base_trial(snapshot)
     at = next(row for row, trial in enumerate(trials) if base is not None and trial.number == base.number)
     found = claims(candidates, snapshot.objectives, tried, at, seed)
@@ -90,12 +90,12 @@ def next_repeat(snapshot: Snapshot, pending: Mapping[int, set[int]], seed: int =
     `pending` holds the seeds of each trial that are under way. While there is no model, the base is repeated.
     """
     base = base_trial(snapshot)
-    model = _model(snapshot)
+    model = modelled(snapshot)
     if base is None or base.kind != "measured":
         return None
     if model is None:
         return base.number, _free_seed(base, pending)
-    trials, candidates, tried = model
+    trials, _, candidates, tried = model
     rows = {trial.number: row for row, trial in enumerate(trials)}
     running = [rows[number] for number, seeds in pending.items() if number in rows for _ in seeds]
     stopped = [row for row, trial in enumerate(trials) if trial.kind != "measured"]
@@ -115,8 +115,8 @@ def recommend_rows(
     return tuple(position for position, row in enumerate(at.tolist()) if row in chosen)
 
 
-def _model(snapshot: Snapshot) -> tuple[list[Trial], Candidates, Tried] | None:
-    """The trials that say something, as candidates in the order of their numbers, and what they say."""
+def modelled(snapshot: Snapshot) -> tuple[list[Trial], Sites, Candidates, Tried] | None:
+    """The trials that say something, as candidates in the order of their numbers, and what they say; None where `believe` is."""
     ordered = sorted(snapshot.trials, key=lambda t: t.number)
     rises: dict[tuple[str, int], float] = {}
     base = base_trial(snapshot)
@@ -125,7 +125,7 @@ def _model(snapshot: Snapshot) -> tuple[list[Trial], Candidates, Tried] | None:
     measured = [trial for trial in trials if trial.kind == "measured"]
     if len(measured) < LEAST or base is None or base not in measured or not set(SCORES) & set(snapshot.objectives):
         return None
-    sites = _sites([trial.architecture.placements for trial in trials])
+    sites = sites_within([trial.architecture.placements for trial in trials])
     codes = np.array([sites.code(trial.architecture) for trial in trials], dtype=np.int16)
     known = {
         name: np.array([trial.cost.metrics()[name] for trial in trials if trial.cost is not None])
@@ -136,7 +136,7 @@ def _model(snapshot: Snapshot) -> tuple[list[Trial], Candidates, Tried] | None:
         genes=sites.genes(), codes=codes, known=known, covariances=sites.covariances(), features=features_of(sites, codes)
     )
     tried = tried_of(trials, sites, snapshot.objectives)
-    return trials, candidates, replace(tried, pending=codes[:0], excluded=codes[:0])
+    return trials, sites, candidates, replace(tried, pending=codes[:0], excluded=codes[:0])
 
 
 def _bounded(trials: Sequence[Trial], base: Trial | None, objectives: Mapping[str, str]) -> list[Trial]:
@@ -152,7 +152,7 @@ def _bounded(trials: Sequence[Trial], base: Trial | None, objectives: Mapping[st
     return [trial for trial in trials if trial.number in kept]
 
 
-def _sites(placed: Sequence[Sequence[Placement]]) -> Sites:
+def sites_within(placed: Sequence[Sequence[Placement]]) -> Sites:
     """The sites and options that occur in some architectures."""
     options: dict[int, dict[Placement, None]] = {}
     for placements in placed:
