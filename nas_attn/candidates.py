@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError
-from nas_attn.records import record
+from nas_attn.records import family
 from nas_attn.space import SearchSpace, Site
 
 Floats = NDArray[np.float64]
@@ -152,7 +152,7 @@ def codes_of_space(space: SearchSpace, seed: int, around: tuple[Architecture, ..
 
 def features_of(sites: Sites, codes: Codes, hosts: tuple[Site, ...] = ()) -> Floats:
     """Structural features (N, F): placements in all and by family; with the sites' `hosts` also by stride, in the neck, and channels."""
-    families = sorted({record(p.module).family for options in sites.options for p in options})
+    families = sorted({family(p.module) for options in sites.options for p in options})
     strides = sorted({host.stride for host in hosts})
     total = np.zeros((len(codes), 1 + len(families) + (2 + len(strides) if hosts else 0)))
     for column, options in enumerate(sites.options):
@@ -163,7 +163,7 @@ def features_of(sites: Sites, codes: Codes, hosts: tuple[Site, ...] = ()) -> Flo
             place = [float(neck), host.channels / 256, *(float(host.stride == stride) for stride in strides)]
         rows = [np.zeros(total.shape[1])]
         for placement in options:
-            rows.append(np.array([1.0, *(float(record(placement.module).family == family) for family in families), *place]))
+            rows.append(np.array([1.0, *(float(family(placement.module) == name) for name in families), *place]))
         total += np.stack(rows)[codes[:, column]]
     return total
 
@@ -173,7 +173,7 @@ def _placement_covariance(options: tuple[Placement, ...]) -> Floats:
     prior = np.zeros((count, count))
     for i, first in enumerate(options, 1):
         for j, second in enumerate(options, 1):
-            same_family = record(first.module).family == record(second.module).family
+            same_family = family(first.module) == family(second.module)
             other = SAME_FAMILY if same_family else ANY_MODULE
             prior[i, j] = 1.0 if i == j else SAME_MODULE if first.module == second.module else other
     return prior

@@ -27,12 +27,14 @@ errors = Console(stderr=True, highlight=False)
 
 _Usage: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, which Typer exports under no name of its own
 DEMO_TRIALS = 14
+SURE = 0.98  # claim.SURE, which comes with libraries that most commands do without
 
 Data = Annotated[Path, typer.Option("--data", help="The data set's YAML, as for Ultralytics.")]
 Study = Annotated[Path, typer.Argument(help="A study's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
-Rule = Annotated[str, typer.Option("--rule", help="knee, best, fastest or 1se.")]
+Rule = Annotated[str, typer.Option("--rule", help="knee, best, fastest (that beats the base) or 1se (simplest in one standard error).")]
 MaxRatio = Annotated[float | None, typer.Option("--max-latency-ratio", help="Only what is at most this slow, the base being 1.")]
+Probability = Annotated[float, typer.Option("--probability", help="Only what beats the base this likely, 0.5 to 1; else the base.")]
 Imports = Annotated[list[str] | None, typer.Option("--import", help="A module of yours whose @mechanism classes join the table.")]
 
 
@@ -197,11 +199,13 @@ def report(folder: Study, storage: StorageUrl = None) -> None:
 
 
 @_command
-def pick(folder: Study, rule: Rule = "knee", max_latency_ratio: MaxRatio = None, storage: StorageUrl = None) -> None:
-    """One architecture of the front, and why."""
+def pick(
+    folder: Study, rule: Rule = "knee", max_latency_ratio: MaxRatio = None, probability: Probability = SURE, storage: StorageUrl = None
+) -> None:
+    """One architecture of the study, or the base, and why."""
     from nas_attn import pick as chooser
 
-    choice = chooser.pick(_load(folder, storage), rule, max_latency_ratio)
+    choice = chooser.pick(_load(folder, storage), rule, max_latency_ratio, probability=probability)
     console.print(f"trial {choice.trial.number}: {choice.trial.architecture}", markup=False, soft_wrap=True)
     console.print(choice.reason, markup=False, soft_wrap=True)
 
@@ -213,6 +217,7 @@ def export(
     trial: Annotated[int | None, typer.Option(help="This trial instead of a rule's.")] = None,
     rule: Rule = "knee",
     max_latency_ratio: MaxRatio = None,
+    probability: Probability = SURE,
     scale: Annotated[str | None, typer.Option(help="Another scale letter; the export then has no weights.")] = None,
     storage: StorageUrl = None,
     imports: Imports = None,
@@ -227,15 +232,11 @@ def export(
     import_own(imports)
     snapshot = _load(folder, storage)
     if trial is None:
-        choice = chooser.pick(snapshot, rule, max_latency_ratio)
-        chosen, reason = choice.trial, choice.reason
+        choice = chooser.pick(snapshot, rule, max_latency_ratio, probability=probability)
     else:
-        by_number = {t.number: t for t in snapshot.trials}
-        if trial not in by_number:
-            raise InputError(f"`--trial` must be one of 0..{len(by_number) - 1}, but got {trial}; see trials.csv.")
-        chosen, reason = by_number[trial], f"Trial {trial} was asked for by its number."
-    exported = write(snapshot, load_setup(folder), chosen, to, scale=scale, reason=reason)
-    console.print(f"trial {chosen.number}: {chosen.architecture}\n{reason}", markup=False, soft_wrap=True)
+        choice = chooser.by_number(snapshot, trial)
+    exported = write(snapshot, load_setup(folder), choice.trial, to, scale=scale, reason=choice.reason)
+    console.print(f"trial {choice.trial.number}: {choice.trial.architecture}\n{choice.reason}", markup=False, soft_wrap=True)
     console.print(f"Exported to {exported.folder}: {', '.join(sorted(f.name for f in exported.folder.iterdir()))}", markup=False)
     console.print(f"Next: nas-attn train {shlex.quote(str(to))} --data DATA.yaml epochs=100", markup=False)
 

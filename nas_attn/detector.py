@@ -22,6 +22,7 @@ from nas_attn.architecture import Architecture
 from nas_attn.document import is_file, read_file
 from nas_attn.errors import GraphError, nearest, shown
 from nas_attn.graph import Edit, Graph, insert
+from nas_attn.network import Network, Node
 from nas_attn.records import record
 from nas_attn.registration import CONTROLS, register, yaml_name
 from nas_attn.space import Site
@@ -222,8 +223,8 @@ def load_model(file: Path) -> nn.Module:
 
 
 @lru_cache(maxsize=4)
-def sites(graph: Graph, scale: str) -> tuple[Site, ...]:
-    """Where attention can go: every row whose output is one map that a later row reads, with channels and stride of the built model.
+def network(graph: Graph, scale: str) -> Network:
+    """Every row with channels and stride of the built model, and the names of what may be a site.
 
     Names follow from the network, not from a table of families: `P2`... is the last backbone row at stride 4, ... before pooling and
     self-attention blocks; `neck_P4` the heaviest row between a Concat and the next change of resolution; `neck_P3_out`... what the head
@@ -232,11 +233,28 @@ def sites(graph: Graph, scale: str) -> tuple[Site, ...]:
     model = build(graph, scale)
     shapes = _output_shapes(model)
     weights = [sum(p.numel() for p in row.parameters()) for row in layers(model)]
-    names = _site_names(graph, {row: PROBE_PX // shape[2] for row, shape in shapes.items()}, weights)
+    strides = {row: PROBE_PX // shape[2] for row, shape in shapes.items()}
+    names = _site_names(graph, strides, weights)
+    nodes = tuple(
+        Node(
+            row=number,
+            module=row.module,
+            sources=tuple(source for source in row.sources if source >= 0),
+            channels=shapes[number][1] if number in shapes else 0,
+            stride=strides.get(number, 0),
+            names=tuple(names.get(number, ())),
+        )
+        for number, row in enumerate(graph.rows)
+    )
+    return Network(nodes=nodes, backbone=graph.backbone)
+
+
+def sites(graph: Graph, scale: str) -> tuple[Site, ...]:
+    """Where attention can go: every row whose output is one map that a later row reads."""
     return tuple(
-        Site(layer=row, names=tuple(names.get(row, ())), module=graph.rows[row].module, channels=shape[1], stride=PROBE_PX // shape[2])
-        for row, shape in sorted(shapes.items())
-        if graph.consumers(row)
+        Site(layer=node.row, names=node.names, module=node.module, channels=node.channels, stride=node.stride)
+        for node in network(graph, scale).nodes
+        if node.stride and graph.consumers(node.row)
     )
 
 

@@ -131,6 +131,12 @@ class FolderLock:
                 continue  # a network folder that is away for a moment; if it stays away, the sign of life grows old, as it should
 
 
+def driven(place: Path) -> bool:
+    """Whether a driver drives the study of a folder, as far as can be told without asking for its lock, which might turn one away."""
+    holder = Holder.read(_text(place / NAME))
+    return holder is not None and not holder.gone() and _age(place / NAME) < STALE_S
+
+
 def _flock(place: Path, path: Path, file: IO[str]) -> None:
     end = time.monotonic() + ORPHANS_S
     while True:

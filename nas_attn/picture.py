@@ -19,12 +19,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from nas_attn import facts, pareto
-from nas_attn.architecture import Architecture
+from nas_attn import facts
+from nas_attn.columns import Row, in_plane, plane_front, short
 from nas_attn.outcome import Snapshot
 
-Row = dict[str, Any]
-"""One trial's line in the tables, by column."""
 INK, GREY, _FAINT, _BLUE, _BAND = "#1f2937", "#6b7280", "#9ca3af", "#2563eb", "#eef1f5"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -37,22 +35,6 @@ STYLE: Any = {
     "ytick.color": GREY,
     "savefig.facecolor": "white",
 }
-
-
-def short(architecture: Architecture) -> str:
-    """`LSKA@4 + LIA@16`: modules and rows without hyperparameters."""
-    return " + ".join(f"{p.module}@{p.layer}" for p in architecture.placements) or "base"
-
-
-def in_plane(rows: Sequence[Row]) -> list[Row]:
-    """The measured rows that have both a score and a latency."""
-    return [r for r in rows if r["kind"] == "measured" and r["map50_95"] is not None and r["latency_ratio"] is not None]
-
-
-def plane_front(members: Sequence[Row]) -> list[Row]:
-    """The members that form the front in the plane of mAP and latency: all of them, unless the study has a third objective."""
-    points = [(r["map50_95"], r["latency_ratio"]) for r in members]
-    return [members[i] for i in pareto.front(points, ("maximize", "minimize"))] if points else []
 
 
 def picture(snapshot: Snapshot, rows: Sequence[Row], front: Sequence[Row]) -> bytes:

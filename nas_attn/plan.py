@@ -11,7 +11,7 @@ from typing import Any
 
 from nas_attn import custom, data, proxy
 from nas_attn.architecture import Architecture, Placement
-from nas_attn.detector import base_sites, build
+from nas_attn.detector import base_sites, build, network
 from nas_attn.document import is_file
 from nas_attn.errors import DataError, InputError, StudyError, TransferError, nearest, shown
 from nas_attn.graph import Graph
@@ -45,12 +45,13 @@ class Plan:
     scored: tuple[str, ...]
 
     def save(self) -> None:
-        """Write the image lists, the resolved space and the setup into the study's folder."""
+        """Write the image lists, the resolved space, the setup and the network that is drawn into the study's folder."""
         proxy.write_list(Path(self.setup.train_list), self.train)
         proxy.write_list(Path(self.setup.val_list), self.scored)
         folder = Path(self.setup.folder)
         (folder / "space.yaml").write_text(self.spec.to_yaml())
         (folder / SETUP).write_text(json.dumps(asdict(self.setup), indent=1))
+        network(self.setup.yaml_graph(), self.setup.scale).save(folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,11 @@ def record(name: str) -> ModuleRecord:
     return MODULES[name]
 
 
+def family(name: str) -> str:
+    """The family of a mechanism; one that is not in the table, because a user's module was not imported here, is a family by itself."""
+    return MODULES[name].family if name in MODULES else name
+
+
 def adopt(entry: ModuleRecord) -> None:
     """Add a user's record; the same class again, as after a reload, replaces it.
 

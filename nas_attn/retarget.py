@@ -16,7 +16,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from nas_attn import derive
+from nas_attn import derive, network
 from nas_attn.address import require_safe
 from nas_attn.errors import InputError, Interrupted, StudyError
 from nas_attn.event import Event
@@ -212,7 +212,7 @@ def _begin(move: Move) -> None:
     if not note.is_file():
         _put(note, json.dumps(move.note))
     former = move.source.folder
-    for file in [*(former / "base").glob("*"), *(former / "lists").glob("*.txt")]:
+    for file in [*(former / "base").glob("*"), *(former / "lists").glob("*.txt"), former / network.FILE]:
         if file.is_file() and not file.name.startswith((".", "latency-gate-")):
             _take(file, move.folder / file.relative_to(former))
     for name in TRAVELLING[::-1]:  # an outcome says that all of an attempt is there

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.architecture import Architecture, Placement
+from nas_attn.network import Network, Node
 from nas_attn.outcome import Cost, Failure, Job, Latency, Measured, Outcome, Recipe, Rejected, Snapshot, Stopped, Trial
 
 BASE = "yolo11n.yaml"
@@ -204,6 +205,35 @@ def study(count: int, *, seed: int = 0, three: bool = False) -> Snapshot:
             quality = "ungated" if rng.random() < 0.1 else "gated"
             trials.append(trial(number, chosen, score, ratio, extra=extra, gates=gates, quality=quality, width=0.004 + 0.02 * rng.random()))
     return snapshot(*trials, objectives={**OBJECTIVES, "params_m": "minimize"} if three else None)
+
+
+HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
+_ROWS = (
+    ("Conv", 2, (-1,), ""), ("Conv", 4, (0,), ""), ("C3k2", 4, (1,), "P2"), ("Conv", 8, (2,), ""), ("C3k2", 8, (3,), "P3"),
+    ("Conv", 16, (4,), ""), ("C3k2", 16, (5,), "P4"), ("Conv", 32, (6,), ""), ("C3k2", 32, (7,), "P5"), ("SPPF", 32, (8,), "SPPF"),
+    ("C2PSA", 32, (9,), "PSA"), ("nn.Upsample", 16, (10,), ""), ("Concat", 16, (11, 6), ""), ("C3k2", 16, (12,), "neck_P4"),
+    ("nn.Upsample", 8, (13,), ""), ("Concat", 8, (14, 4), ""), ("C3k2", 8, (15,), "neck_P3_out"), ("Conv", 16, (16,), ""),
+    ("Concat", 16, (17, 13), ""), ("C3k2", 16, (18,), "neck_P4_out"), ("Conv", 32, (19,), ""), ("Concat", 32, (20, 10), ""),
+    ("C3k2", 32, (21,), "neck_P5_out"), ("Detect", 0, (16, 19, 22), ""),
+)  # fmt: skip
+
+
+def network() -> Network:
+    """YOLO11n's rows as a study keeps them for drawings."""
+    nodes = tuple(
+        Node(
+            row=number, module=module, sources=tuple(s for s in sources if s >= 0), channels=64 if stride else 0, stride=stride,
+            names=(name,) if name else (),
+        )
+        for number, (module, stride, sources, name) in enumerate(_ROWS)
+    )  # fmt: skip
+    return Network(nodes=nodes, backbone=11)
+
+
+def with_network(folder: Path) -> Path:
+    """The folder, with that network in it."""
+    network().save(folder)
+    return folder
 
 
 A, B, C = [placement(4)], [placement(6, 2)], [placement(9, 3)]

@@ -23,7 +23,7 @@ from snapshots import base, failed, snapshot, trial
 from typer.testing import CliRunner
 from ultralytics.utils import checks
 
-from nas_attn import cli, cli_search, data, detector, plan, report, show
+from nas_attn import cli, cli_search, columns, data, detector, plan, report, show
 from nas_attn import pool as pool_module
 from nas_attn.architecture import Placement
 from nas_attn.errors import GraphError, InputError, PoolError, SpaceError, StudyError, printable
@@ -32,6 +32,7 @@ from nas_attn.files import NAME, plain_name
 from nas_attn.home import identity, known_names
 from nas_attn.markdown import code, markdown
 from nas_attn.outcome import Job
+from nas_attn.page import page as whole_page
 from nas_attn.plan import load_setup
 from nas_attn.record import load_study
 from nas_attn.table import csv_text
@@ -328,7 +329,7 @@ def test_hostile_names_go_through_report_and_export_as_text(taken, tmp_path, cap
         assert len(card.splitlines()) == len((to / "plain" / "card.md").read_text().splitlines())
         for pattern in ("<script", "<img", "\x1b", r"(?<!\\)\]\(javascript"):
             assert not re.search(pattern, card.replace(code(text), "")), pattern
-        page = report.page(bad)
+        page = whole_page(report.study(bad))
         assert "<script>alert" not in page
         assert "<img src=x" not in page
         show.summary(cli_search.console, bad, to)
@@ -390,7 +391,7 @@ def test_a_study_is_named_after_its_folder_and_old_names_go_on(tmp_path):
 
 def test_no_cell_of_a_table_is_a_formula():
     snap = snapshot(base(), failed(1, error="x"), trial(2, [Placement(4, "LSKA")], 0.31, 1.1))
-    rows = report.table(snap)
+    rows = columns.table(snap)
     rows[1]["error"] = HOSTILE[1]
     import pandas as pd
 

@@ -1,0 +1,74 @@
+"""The commands `report` and `compare`: parse, call, print."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nas_attn.cli_storage import StorageUrl
+
+console = Console(highlight=False)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    figures: Annotated[bool, typer.Option("--figures", help="Also the figures as PNG and SVG, into DIR/figures.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="While a search runs, write the report again as trials end.")] = False,
+    every: Annotated[float, typer.Option("--every", min=1.0, help="With --watch: seconds between two looks.")] = 30.0,
+    storage: StorageUrl = None,
+) -> None:
+    """Write report.html, summary.md, front.png and the tables from the study alone, also while it runs."""
+    from nas_attn import report as writer
+    from nas_attn.record import load_study
+
+    if watch:
+        _watch(folder, every, storage)
+    snapshot = load_study(folder, storage)
+    paths = [*writer.write(snapshot, folder), *(writer.write_figures(snapshot, folder / "figures") if figures else ())]
+    for path in paths:
+        console.print(str(path), markup=False, soft_wrap=True)
+
+
+def _watch(folder: Path, every_s: float, storage: str | None) -> None:
+    """Rewrites the page as often as the study changes, until its driver has ended."""
+    from nas_attn import report as writer
+    from nas_attn.lock import driven
+    from nas_attn.record import load_study
+
+    seen: tuple[object, ...] = ()
+    if not driven(folder):
+        console.print(f"No search drives {folder} now, so the report is written once.", markup=False, soft_wrap=True)
+    while driven(folder):
+        snapshot = load_study(folder, storage)
+        state = tuple((t.number, t.state, len(t.results)) for t in snapshot.trials)
+        if state != seen:
+            seen = state
+            writer.write(snapshot, folder, refresh_s=every_s)
+            measured = sum(trial.kind == "measured" for trial in snapshot.trials)
+            console.print(
+                f"{time.strftime('%H:%M:%S')} {measured} measured of {len(snapshot.trials)} trials: {folder / 'report.html'}", markup=False
+            )
+        time.sleep(every_s)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A study's folder.")],
+    second: Annotated[Path, typer.Argument(help="Another study's folder: other data, another scale, other modules.")],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Two studies side by side: what each recommends, their fronts, and where their placements' effects agree."""
+    from nas_attn import comparison
+    from nas_attn.files import write_atomic
+    from nas_attn.record import load_study
+
+    compared = comparison.compare(load_study(first), load_study(second))
+    text = comparison.page(compared)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, lambda file: file.write_text(text, encoding="utf-8"))
+    width = max(100, shutil.get_terminal_size().columns)
+    for line in comparison.words(compared):
+        console.print(line, markup=False, soft_wrap=True, width=width)
+    console.print(str(out), markup=False, soft_wrap=True)

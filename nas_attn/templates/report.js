@@ -1,0 +1,247 @@
+"use strict";
+(function () {
+  const data = JSON.parse(document.getElementById("study").textContent);
+  const $ = (selector, root) => (root || document).querySelector(selector);
+  const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
+  const fixed = (value, digits, sign) => {
+    if (value === null || value === undefined) return "–";
+    let text = Math.abs(value).toFixed(digits);
+    const nothing = Number(text) === 0;
+    return (value < 0 && !nothing ? "−" : sign && !nothing ? "+" : "") + text;
+  };
+
+  // -- colours: figures name variables of the style ----------------------------------------------------------------------------------
+  function coloured(value) {
+    if (typeof value === "string" && value.startsWith("var:")) {
+      return getComputedStyle(document.documentElement).getPropertyValue(value.slice(4)).trim();
+    }
+    if (Array.isArray(value)) return value.map(coloured);
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, coloured(v)]));
+    return value;
+  }
+
+  const config = { displaylogo: false, responsive: true, displayModeBar: false };
+  function draw(name) {
+    const place = document.getElementById("chart-" + name), chart = data.charts[name];
+    if (!place || !chart) return null;
+    const figure = coloured(chart);
+    if (name === "front") figure.data.push(rings());
+    if (figure.layout.xaxis2 && place.clientWidth < 600) {
+      // In a narrow window two figures side by side have no room: one above the other.
+      figure.layout.grid = { rows: 2, columns: 1, pattern: "independent" };
+      Object.assign(figure.layout, { height: 520 });
+      figure.layout.xaxis.domain = [0, 1]; figure.layout.xaxis2.domain = [0, 1];
+      figure.layout.yaxis.domain = [0.58, 1];
+      figure.layout.yaxis2 = Object.assign({}, figure.layout.yaxis, { domain: [0, 0.42], anchor: "x2", visible: true });
+      figure.data[1].yaxis = "y2"; figure.layout.xaxis2.anchor = "y2";
+    }
+    window.Plotly.react(place, figure.data, figure.layout, config);
+    return place;
+  }
+
+  // -- one trial on the drawing and in words -----------------------------------------------------------------------------------------
+  const card = $("#trial-card");
+  const pins = new Set();
+  let limit = null;
+
+  function show(number) {
+    const trial = data.trials[number];
+    if (!card || !trial) return;
+    card.dataset.number = number;
+    $("h3", card).textContent = (number === data.base ? "Trial " + number + ", the base" : "Trial " + number) + (pins.has(number) ? " (pinned)" : "");
+    $(".what", card).textContent = trial.what;
+    mark($("#trial-network svg"), trial);
+    const rows = [
+      ["observed mAP50-95", fixed(trial.map50_95, 4) + (trial.seeds ? " (" + trial.seeds + (trial.seeds === 1 ? " seed)" : " seeds)") : "")],
+      ["expected mAP50-95", trial.mean === undefined ? null : fixed(trial.mean, 4) + " (90 %: " + fixed(trial.low, 4) + " to " + fixed(trial.high, 4) + ")"],
+      ["expected gain", trial.mean === undefined || number === data.base ? null : fixed(trial.gain, 4, true) + " (90 %: " + fixed(trial.gain_low, 4, true) + " to " + fixed(trial.gain_high, 4, true) + ")"],
+      ["beats the base", trial.mean === undefined || number === data.base ? null : "with probability " + fixed(trial.p_beats, 2)],
+      ["on the front", trial.mean === undefined ? null : "with probability " + fixed(trial.p_front, 2)],
+      ["latency", trial.latency === null ? null : fixed(trial.latency, 3) + " × (95 %: " + fixed(trial.latency_low, 3) + " to " + fixed(trial.latency_high, 3) + ", " + trial.quality + "), " + fixed(trial.ms, 2) + " ms"],
+      ["size", trial.params === null ? null : fixed(trial.params, 3) + " M parameters, " + fixed(trial.gmacs, 3) + " GMACs"],
+      ["no score because", trial.error],
+    ];
+    const list = $("dl", card);
+    list.replaceChildren();
+    for (const [name, value] of rows) {
+      if (value === null || value === undefined) continue;
+      const dt = document.createElement("dt"), dd = document.createElement("dd");
+      dt.textContent = name; dd.textContent = value;
+      list.append(dt, dd);
+    }
+  }
+
+  function mark(svg, trial) {
+    if (!svg) return;
+    for (const node of all(".node", svg)) {
+      const placed = trial.placements.find((p) => String(p.row) === node.dataset.row);
+      node.classList.toggle("placed", Boolean(placed));
+      $(".chip", node).textContent = placed ? placed.short : "";
+    }
+  }
+
+  // -- pins --------------------------------------------------------------------------------------------------------------------------
+  function rings() {
+    const chosen = [...pins].map((n) => data.trials[n]).filter((t) => t.map50_95 !== null && t.latency !== null);
+    return coloured({
+      x: chosen.map((t) => t.latency), y: chosen.map((t) => t.y), mode: "markers+text", text: chosen.map((t) => "#" + t.number), textposition: "top center",
+      hoverinfo: "skip", showlegend: false, marker: { size: 20, symbol: "circle-open", color: "var:--ink", line: { width: 2 } }, textfont: { color: "var:--ink" },
+    });
+  }
+
+  function pin(number) {
+    if (pins.has(number)) pins.delete(number); else pins.add(number);
+    renderPins(); show(number); keep();
+  }
+
+  function renderPins() {
+    const place = $("#pins");
+    if (!place) return;
+    place.replaceChildren();
+    const hint = document.createElement("span");
+    hint.className = "soft small";
+    hint.textContent = pins.size ? "Pinned:" : "Click a mark, or a trial's number in a table, to pin it.";
+    place.append(hint);
+    for (const number of pins) {
+      const button = document.createElement("button");
+      button.type = "button"; button.textContent = "#" + number + " ✕"; button.title = data.trials[number].what;
+      button.setAttribute("aria-label", "unpin trial " + number);
+      button.addEventListener("mouseenter", () => show(number));
+      button.addEventListener("click", () => pin(number));
+      place.append(button);
+    }
+    draw("front");
+  }
+
+  // -- the limit of latency ----------------------------------------------------------------------------------------------------------
+  function recommend(value) {
+    const steps = data.steps, place = $("#limited");
+    if (!place || !steps.length) return;
+    limit = value;
+    $("#limit-value").textContent = value.toFixed(3) + " ×";
+    // The slider's own rounding must not shut out a trial that stands exactly at its end.
+    const step = [...steps].reverse().find((s) => s.limit <= value + 5e-4);
+    $(".reason", place).textContent = step ? step.reason : "No trial that can be recommended is that fast.";
+    $("code", place).textContent = step ? step.command : "";
+    if (step) show(step.number);
+    line(value);
+  }
+
+  function line(value) {
+    const place = document.getElementById("chart-front");
+    if (!place || !place.layout) return;
+    const kept = (coloured(data.charts.front).layout.shapes || []).slice();
+    kept.push({ type: "line", x0: value, x1: value, yref: "paper", y0: 0, y1: 1, line: { color: coloured("var:--soft"), width: 1.5, dash: "dot" } });
+    window.Plotly.relayout(place, { shapes: kept });
+  }
+
+  // -- what is pinned and limited stays through a reload and in a link ---------------------------------------------------------------
+  function keep() {
+    const parts = [];
+    if (pins.size) parts.push("pins=" + [...pins].join(","));
+    if (limit !== null) parts.push("limit=" + limit.toFixed(3));
+    history.replaceState(null, "", "#" + parts.join("&"));
+  }
+  function restore() {
+    const given = new URLSearchParams(location.hash.slice(1));
+    for (const text of (given.get("pins") || "").split(",")) if (text && data.trials[text]) pins.add(Number(text));
+    const value = Number(given.get("limit"));
+    return given.has("limit") && Number.isFinite(value) ? value : null;
+  }
+
+  // -- the atlas ---------------------------------------------------------------------------------------------------------------------
+  function wireAtlas() {
+    const atlases = all("[data-atlas]"), buttons = all("[data-show-atlas]");
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+        for (const one of atlases) one.hidden = one.dataset.atlas !== button.dataset.showAtlas;
+      });
+    }
+    for (const cell of all("svg .cell")) {
+      const open = () => interactions(Number(cell.dataset.row), cell.dataset.module, cell);
+      cell.addEventListener("click", open);
+      cell.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } });
+    }
+  }
+
+  function interactions(row, module, cell) {
+    const place = $("#cell-card");
+    for (const other of all("svg .cell")) other.classList.toggle("chosen", other.dataset.row === cell.dataset.row && other.dataset.module === module);
+    place.hidden = false;
+    const site = data.labels[row] || "row " + row;
+    $("h3", place).textContent = module + " after " + site;
+    const here = data.options.filter((o) => o.row === row && o.module === module);
+    const pairs = data.interactions.filter((i) => i.sides.some((s) => s.row === row && s.module === module));
+    fill($("#cell-options", place), here.map((o) => [o.params || "–", fixed(100 * o.gain, 2, true) + " (" + fixed(100 * o.gain_low, 2, true) + " to " + fixed(100 * o.gain_high, 2, true) + ")", fixed(100 * o.latency, 1, true) + " %", String(o.trials)]));
+    fill($("#cell-pairs", place), pairs.map((i) => {
+      const other = i.sides.find((s) => !(s.row === row && s.module === module)) || i.sides[0];
+      return [other.module + " after " + (data.labels[other.row] || "row " + other.row), fixed(100 * i.gain, 2, true) + " (" + fixed(100 * i.gain_low, 2, true) + " to " + fixed(100 * i.gain_high, 2, true) + ")", String(i.trials)];
+    }));
+    $("#cell-none", place).hidden = pairs.length > 0;
+    $("#cell-pairs", place).closest("table").hidden = pairs.length === 0;
+  }
+
+  function fill(body, rows) {
+    body.replaceChildren();
+    for (const row of rows) {
+      const line = document.createElement("tr");
+      row.forEach((text, index) => { const cell = document.createElement("td"); cell.textContent = text; if (index) cell.className = "n"; else cell.className = "wrap"; line.append(cell); });
+      body.append(line);
+    }
+  }
+
+  // -- downloads, copies -------------------------------------------------------------------------------------------------------------
+  for (const button of all("[data-download]")) {
+    button.addEventListener("click", () => {
+      const name = button.dataset.download;
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([data.tables[name]], { type: "text/csv" }));
+      link.download = name;
+      document.body.append(link);
+      link.click();
+      link.remove();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+  }
+  for (const button of all("[data-copy]")) {
+    button.addEventListener("click", () => {
+      const code = $("code", button.parentElement);
+      const done = () => { button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500); };
+      const range = document.createRange();
+      range.selectNodeContents(code);
+      getSelection().removeAllRanges();
+      getSelection().addRange(range);
+      if (navigator.clipboard) navigator.clipboard.writeText(code.textContent).then(done, () => { document.execCommand("copy"); done(); });
+      else { document.execCommand("copy"); done(); }
+    });
+  }
+
+  // -- all together ------------------------------------------------------------------------------------------------------------------
+  const given = restore();
+  const answer = $("#answer svg.network");
+  if (answer && data.shown !== null) mark(answer, data.trials[data.shown]);
+  for (const name of Object.keys(data.charts)) draw(name);
+  renderPins();
+  const front = document.getElementById("chart-front");
+  if (front && front.on) {
+    front.on("plotly_hover", (event) => { const n = event.points[0].customdata; if (n !== undefined) show(n); });
+    front.on("plotly_click", (event) => { const n = event.points[0].customdata; if (n !== undefined) pin(n); });
+  }
+  for (const button of all("button.trial")) button.addEventListener("click", () => { pin(Number(button.dataset.number)); $("#front").scrollIntoView(); });
+  const slider = $("#limit");
+  if (slider) {
+    if (given !== null) slider.value = String(given);
+    slider.addEventListener("input", () => { recommend(Number(slider.value)); keep(); });
+    recommend(Number(slider.value));
+    if (given === null) limit = null;
+  }
+  if (data.shown !== null) show(data.shown);
+  wireAtlas();
+  const repaint = () => { for (const name of Object.keys(data.charts)) draw(name); if (slider && limit !== null) line(limit); };
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  addEventListener("beforeprint", () => { for (const one of all("details")) { one.dataset.was = one.open; one.open = true; } });
+  addEventListener("afterprint", () => { for (const one of all("details")) one.open = one.dataset.was === "true"; });
+  if (data.refresh_s) setTimeout(() => location.reload(), 1000 * data.refresh_s);
+  document.documentElement.dataset.ready = "true";
+})();

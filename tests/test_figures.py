@@ -1,0 +1,136 @@
+"""The figures as files, the summary, the data frame, and two studies side by side."""
+
+import dataclasses
+import re
+import xml.etree.ElementTree as ET
+
+import pandas as pd
+import pytest
+from snapshots import HOSTILE, base, failed, snapshot, study, trial, with_network
+
+from nas_attn import columns, comparison, figures, report, summary
+from nas_attn.architecture import Placement
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return dataclasses.replace(study(16), folder=with_network(tmp_path_factory.mktemp("drawn")))
+
+
+@pytest.fixture(scope="module")
+def told(drawn):
+    return report.study(drawn)
+
+
+def test_every_figure_is_a_png_and_an_svg_whose_text_is_text(told):
+    made = figures.files(told)
+    assert sorted(made) == sorted(
+        f"{name}.{kind}" for name in ("front", "atlas", "progress", "noise", "latency") for kind in ("png", "svg")
+    )
+    for name, content in made.items():
+        if name.endswith("png"):
+            assert content.startswith(b"\x89PNG")
+            assert len(content) > 10_000
+        else:
+            texts = "".join(text for element in ET.fromstring(content).iter() for text in (element.text or "",))
+            assert len(texts.strip()) > 20, name
+    assert b"neck" in made["atlas.svg"]
+    assert made == figures.files(told)
+
+
+def test_what_has_nothing_to_show_is_left_out():
+    assert set(figures.files(report.study(snapshot(failed(0))))) == set()
+    assert {name.partition(".")[0] for name in figures.files(report.study(snapshot(base())))} == {"front", "latency"}
+
+
+def test_figures_are_written_whole(drawn, tmp_path):
+    paths = report.write_figures(drawn, tmp_path / "figures")
+    assert len(paths) == 10
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in paths)
+
+
+# -- the data frame ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_columns_are_described_and_typed(drawn, tmp_path):
+    found = report.frame(drawn)
+    assert list(found.columns) == list(columns.ABOUT)
+    assert all(columns.ABOUT.values())
+    assert {str(found[name].dtype) for name in report.NUMBERS} == {"float64"}
+    assert len(found) == len(drawn.trials)
+    report.write(drawn, tmp_path)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "trials.parquet"), found, check_dtype=False)
+    read = pd.read_csv(tmp_path / "trials.csv")
+    assert list(read.columns) == list(columns.ABOUT)
+    pd.testing.assert_series_equal(read["map50_95"], found["map50_95"])
+
+
+def test_a_study_without_a_score_has_the_same_types():
+    found = report.frame(snapshot(failed(0)))
+    assert {str(found[name].dtype) for name in report.NUMBERS} == {"float64"}
+    assert report.frame(snapshot()).empty
+
+
+# -- the summary -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_is_a_few_lines_of_markdown(told):
+    text = summary.summary(told)
+    assert text.startswith("## Keep the base\n")
+    assert "| trial | what | mAP50-95 (90 %) |" in text
+    assert "To know before believing it:" in text or told.believed is not None
+    assert len(text.splitlines()) < 40
+
+
+def test_users_text_in_the_summary_is_escaped():
+    bad = [Placement(layer=4, module=HOSTILE)]
+    snap = snapshot(base(), trial(1, bad, 0.36, 1.1), name="| [x](javascript:y)", settings={"command": HOSTILE})
+    text = summary.summary(report.study(snap))
+    assert not re.search(r"(?<!`)<(script|img)", re.sub(r"`+[^`]*`+", "", text))
+
+
+# -- two studies -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(drawn, tmp_path_factory):
+    other = dataclasses.replace(study(16, seed=3), name="other", folder=with_network(tmp_path_factory.mktemp("other")))
+    return comparison.compare(drawn, other)
+
+
+def test_placements_are_matched_by_the_names_of_their_sites(compared):
+    assert len(compared.pairs) >= comparison.LEAST_SHARED
+    assert all(pair.first.module == pair.second.module == pair.module for pair in compared.pairs)
+    assert -1 <= compared.correlation <= 1
+    assert {pair.site for pair in compared.pairs} <= {"P3", "P4", "SPPF", "PSA", "neck_P4", "neck_P3_out", "neck_P4_out", "neck_P5_out"}
+
+
+def test_a_study_agrees_with_itself(drawn):
+    same = comparison.compare(drawn, drawn)
+    assert all(pair.agrees for pair in same.pairs)
+    assert same.correlation == pytest.approx(1.0)
+    assert "the effects differ by 0.0000 mAP50-95 in the mean" in comparison.words(same)[-1]
+    assert comparison._differences(same) == []
+
+
+def test_the_page_of_two_studies(compared):
+    text = comparison.page(compared)
+    assert text.count('class="atlas"') == 2
+    assert 'id="chart-front-0"' in text
+    assert 'id="chart-front-1"' in text
+    assert text.count("plotly.js v") == 1
+    assert "Placements tried in both" in text
+    assert "default-src 'none'" in text
+
+
+def test_two_studies_with_nothing_in_common():
+    text = comparison.page(comparison.compare(snapshot(base()), snapshot(failed(0), name=HOSTILE)))
+    assert "their atlases do not compare" in text
+    assert "<script>alert" not in text
+
+
+def test_settings_that_differ_are_told_without_passwords(drawn):
+    other = dataclasses.replace(drawn, settings={"storage": "postgresql://ann:s3cret@db/x", "spec": {"base": "yolov8n.yaml"}})
+    found = {name: (here, there) for name, here, there in comparison._differences(comparison.compare(drawn, other))}
+    assert found["spec.base"] == ("–", "yolov8n.yaml")
+    assert "s3cret" not in str(found)
