@@ -90,7 +90,7 @@ class Verification:
 
 def members(snapshot: Snapshot, count: int) -> tuple[Trial, ...]:
     """At most `count` architectures of the recommended front (of the observed one where there are too few trials for a model), without
-    the base, the pick of the primary contrast first: the knee, or where the knee is the base the likeliest to beat it. The others follow
+    the base, the pick of the primary contrast first: the best, or where that is the base the likeliest to beat it. The others follow
     by how likely they are on the front, or by their score.
     """
     believed = posterior.believe(snapshot)
@@ -106,8 +106,8 @@ def members(snapshot: Snapshot, count: int) -> tuple[Trial, ...]:
         others = sorted(observed, key=lambda t: -(facts.metric(t, "map50_95") or 0.0))
     if likeliest is None:
         return ()
-    knee = pick.pick(snapshot, "knee").trial
-    first = knee if knee.architecture.placements else likeliest
+    best = pick.pick(snapshot, "best").trial
+    first = best if best.architecture.placements else likeliest
     return (first, *(t for t in others if t.number != first.number))[:count]
 
 

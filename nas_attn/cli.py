@@ -32,7 +32,7 @@ SURE = 0.98  # claim.SURE, which comes with libraries that most commands do with
 Data = Annotated[Path, typer.Option("--data", help="The data set's YAML, as for Ultralytics.")]
 Study = Annotated[Path, typer.Argument(help="A study's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
-Rule = Annotated[str, typer.Option("--rule", help="knee, best, fastest (that beats the base) or 1se (simplest in one standard error).")]
+Rule = Annotated[str, typer.Option("--rule", help="best, fastest (that beats the base), knee or 1se (simplest in one standard error).")]
 MaxRatio = Annotated[float | None, typer.Option("--max-latency-ratio", help="Only what is at most this slow, the base being 1.")]
 Probability = Annotated[float, typer.Option("--probability", help="Only what beats the base this likely, 0.5 to 1; else the base.")]
 Imports = Annotated[list[str] | None, typer.Option("--import", help="A module of yours whose @mechanism classes join the table.")]
@@ -200,7 +200,7 @@ def report(folder: Study, storage: StorageUrl = None) -> None:
 
 @_command
 def pick(
-    folder: Study, rule: Rule = "knee", max_latency_ratio: MaxRatio = None, probability: Probability = SURE, storage: StorageUrl = None
+    folder: Study, rule: Rule = "best", max_latency_ratio: MaxRatio = None, probability: Probability = SURE, storage: StorageUrl = None
 ) -> None:
     """One architecture of the study, or the base, and why."""
     from nas_attn import pick as chooser
@@ -215,7 +215,7 @@ def export(
     folder: Study,
     to: Annotated[Path, typer.Option("--to", help="The folder to write.")],
     trial: Annotated[int | None, typer.Option(help="This trial instead of a rule's.")] = None,
-    rule: Rule = "knee",
+    rule: Rule = "best",
     max_latency_ratio: MaxRatio = None,
     probability: Probability = SURE,
     scale: Annotated[str | None, typer.Option(help="Another scale letter; the export then has no weights.")] = None,

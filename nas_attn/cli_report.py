@@ -48,9 +48,8 @@ def _watch(folder: Path, every_s: float, storage: str | None) -> None:
             seen = state
             writer.write(snapshot, folder, refresh_s=every_s)
             measured = sum(trial.kind == "measured" for trial in snapshot.trials)
-            console.print(
-                f"{time.strftime('%H:%M:%S')} {measured} measured of {len(snapshot.trials)} trials: {folder / 'report.html'}", markup=False
-            )
+            line = f"{time.strftime('%H:%M:%S')} {measured} measured of {len(snapshot.trials)} trials: {folder / 'report.html'}"
+            console.print(line, markup=False, soft_wrap=True)
         time.sleep(every_s)
 
 

@@ -17,7 +17,7 @@ from nas_attn.facts import SEPARATED, base_trial, fastest_first, gain, in_sigmas
 from nas_attn.outcome import Snapshot, Trial
 from nas_attn.posterior import LEAST, Member, Posterior, believe
 
-RULES = ("knee", "best", "fastest", "1se")
+RULES = ("best", "fastest", "knee", "1se")
 _PLANE = {"map50_95": "maximize", "latency_ratio": "minimize"}
 _WIDTH = 3.29  # a normal distribution's 90 % interval in standard deviations
 

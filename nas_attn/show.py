@@ -92,7 +92,7 @@ def summary(console: Console, snapshot: Any, out: Path) -> None:
         console.print(f"positive control {printable(control.label)}: {by} ({verdict})", markup=False)
     where = shlex.quote(str(out))
     console.print(f"Report: {out / 'report.html'}", markup=False)
-    console.print(f"Next: nas-attn pick {where} --rule knee; nas-attn export {where} --to winner", markup=False)
+    console.print(f"Next: nas-attn pick {where}; nas-attn export {where} --to winner", markup=False)
 
 
 def _recommended(console: Console, snapshot: Any) -> None:
@@ -113,7 +113,7 @@ def _recommended(console: Console, snapshot: Any) -> None:
         )
     _wide(console).print(table)
     if set(snapshot.objectives) == {"map50_95", "latency_ratio"}:
-        console.print(pick.pick(snapshot, "knee").reason, markup=False, soft_wrap=True)
+        console.print(pick.pick(snapshot, "best", posterior=believed).reason, markup=False, soft_wrap=True)
 
 
 _MODEL = "Expected by a model of all trials (recommended.csv)"

@@ -21,7 +21,7 @@ def test_the_pick_comes_first_and_the_base_is_no_member() -> None:
     assert members(snapshot(base()), 8) == ()
 
 
-def test_where_the_knee_is_the_base_the_slowest_member_is_verified() -> None:
+def test_where_the_best_is_the_base_the_slowest_member_is_verified() -> None:
     within_noise = [trial(1, [placement(4)], 0.301, 1.05), trial(2, [placement(6)], 0.302, 1.4)]
     assert members(snapshot(base(), *within_noise[:1]), 8)[0].number == 1
     steep = snapshot(base((0.300, 0.310)), trial(1, [placement(4)], 0.306, 1.30))

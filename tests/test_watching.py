@@ -1,0 +1,113 @@
+"""A study as others watch it: the report that is written while a search runs, and Optuna's own dashboard on the same storage."""
+
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from fake_evaluator import Fake
+from fault_driver import undisturbed
+from snapshots import network, study
+
+from nas_attn import cli_report, lock, report
+from nas_attn.record import load_study
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Path:
+    """A study of a real driver with a fake evaluator, on a network that is drawn."""
+    folder = tmp_path_factory.mktemp("searched") / "study"
+    undisturbed(folder, 12, Fake())
+    network().save(folder)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def asked(url: str, program: subprocess.Popen, wait_s: float = 60.0) -> bytes:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.read()
+        except OSError:
+            assert program.poll() is None, program.stdout.read()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+
+def test_optuna_dashboard_opens_the_study(searched):
+    port = free_port()
+    words = [str(Path(sys.executable).with_name("optuna-dashboard")), f"sqlite:///{searched / 'study.db'}", "--port", str(port)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
+        try:
+            (told,) = json.loads(asked(f"http://127.0.0.1:{port}/api/studies", program))["study_summaries"]
+            assert told["study_name"] == load_study(searched).name
+            assert told["directions"] == ["maximize", "minimize"]
+            whole = json.loads(asked(f"http://127.0.0.1:{port}/api/studies/{told['study_id']}?after=0", program))
+            assert len(whole["trials"]) == len(load_study(searched).trials)
+            assert b"<html" in asked(f"http://127.0.0.1:{port}/dashboard", program)
+        finally:
+            program.terminate()
+
+
+def test_the_data_frame_of_a_study_on_disk(searched):
+    found = report.load(searched)
+    assert list(found["number"]) == list(range(len(found)))
+    assert found.loc[0, "kind"] == "measured"
+    assert found["map50_95"].between(0, 1).sum() == 12
+
+
+def test_a_watched_report_is_written_again_until_the_driver_has_ended(tmp_path, monkeypatch, capsys):
+    """The driver is a lock that is held; the study grows between two looks, and at the third the driver ends."""
+    held, looks = lock.FolderLock.take(tmp_path), []
+
+    def look(*_):
+        looks.append({0: 3, 1: 3}.get(len(looks), 4))
+        if len(looks) == 3:
+            held.close()
+        return dataclasses.replace(study(looks[-1]), folder=tmp_path)
+
+    monkeypatch.setattr("nas_attn.record.load_study", look)
+    cli_report.report(tmp_path, watch=True, every=1.0)
+    lines = capsys.readouterr().out.splitlines()
+    counts = {count: sum(trial.kind == "measured" for trial in study(count).trials) for count in (3, 4)}
+    told = [f"{counts[count]} measured of {count + 1} trials: {tmp_path / 'report.html'}" for count in (3, 4)]
+    assert [line.partition(" ")[2] for line in lines[:2]] == told
+    assert lines[2] == str(tmp_path / "report.html")
+    assert looks == [3, 3, 4, 4]
+    assert '"refresh_s": null' in (tmp_path / "report.html").read_text()
+
+
+def test_without_a_driver_a_watched_report_is_written_once(searched, capsys):
+    assert not lock.driven(searched)
+    cli_report.report(searched, watch=True)
+    assert "so the report is written once" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_a_driver_is_seen_without_taking_its_place(tmp_path):
+    assert not lock.driven(tmp_path)
+    held = lock.FolderLock.take(tmp_path)
+    assert lock.driven(tmp_path)
+    held.close()
+    assert not lock.driven(tmp_path)
+
+
+def test_figures_and_a_comparison_from_the_command_line(searched, tmp_path, capsys):
+    cli_report.report(searched, figures=True)
+    made = {Path(line).name for line in capsys.readouterr().out.splitlines()}
+    assert {"report.html", "summary.md", "trials.parquet", "atlas.csv", "atlas.svg", "front.png", "progress.png"} <= made
+    cli_report.compare(searched, searched, out=tmp_path / "new" / "both.html")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("study: ")
+    assert lines[-1] == str(tmp_path / "new" / "both.html")
+    assert (tmp_path / "new" / "both.html").stat().st_size > 4e6
