@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from nas_attn.cli_report import compare, report
 from nas_attn.cli_retarget import retarget
 from nas_attn.cli_search import import_own, search
 from nas_attn.cli_simulate import simulate
@@ -188,14 +189,7 @@ def check(
 _command(search)
 
 
-@_command
-def report(folder: Study, storage: StorageUrl = None) -> None:
-    """Write report.html, front.png, recommended.csv, front.csv and trials.csv from the study alone, also while it runs."""
-    from nas_attn import report as writer
-
-    snapshot = _load(folder, storage)
-    for path in writer.write(snapshot, folder):
-        console.print(str(path), markup=False)
+_command(report)
 
 
 @_command
@@ -256,6 +250,7 @@ def train(
     console.print(f"Trained: {saved}", markup=False)
 
 
+_command(compare)
 _command(verify)
 _command(simulate)
 _command(rebuild)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,8 +17,11 @@ from fake_evaluator import Fake
 from fault_driver import undisturbed
 from snapshots import network, study
 
-from nas_attn import cli_report, lock, report
+from nas_attn import cli_report, columns, lock, report
 from nas_attn.record import load_study
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +117,26 @@ def test_figures_and_a_comparison_from_the_command_line(searched, tmp_path, caps
     assert lines[0].startswith("study: ")
     assert lines[-1] == str(tmp_path / "new" / "both.html")
     assert (tmp_path / "new" / "both.html").stat().st_size > 4e6
+
+
+def test_the_readmes_commands_run(searched, tmp_path):
+    """Those of its section on the report, as they stand, on two studies of these names."""
+    section = README.partition("## The report\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)[0].splitlines()
+    for name in ("blood", "other"):
+        shutil.copytree(searched, tmp_path / name)
+    for words in [shlex.split(line.partition("  #")[0]) for line in lines]:
+        if words[0] == "nas-attn":
+            program = str(Path(sys.executable).with_name("nas-attn"))
+            done = subprocess.run([program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in lines] == ["nas-attn"] * 3 + ["optuna-dashboard"]
+    assert (tmp_path / "both.html").is_file()
+    assert (tmp_path / "blood" / "figures" / "atlas.svg").is_file()
+
+
+def test_the_columns_are_described_in_the_docs():
+    text = (ROOT / "docs" / "report.md").read_text()
+    assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE)) == {
+        name: about.replace("|", "\\|") for name, about in columns.ABOUT.items()
+    }
