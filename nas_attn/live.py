@@ -4,7 +4,7 @@ Times are seconds of the monotonic clock. All text stands in a frame as it is: n
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rich.console import Group, RenderableType
@@ -22,6 +22,8 @@ MOST_MEMBERS = 6
 """Members of the front that a frame shows."""
 MOST_OBJECTIVES = 3
 """In more of them the hypervolume of a large front takes longer than a driver may wait at every trial."""
+ENDS = frozenset({"told", "rejected"})
+"""Events with which a trial ends."""
 UNKNOWN = "–"
 _COUNTED = {"measured": "measured", "rejected": "rejected", "stopped": "stopped", "failure": "failed"}
 
@@ -97,17 +99,31 @@ def after(state: State, event: Event, now: float) -> State:
     if not state.searches:
         state = _known(replace(state, searches=True, pace=Pace(now, now)), scene)
     elif event.trial is not None and event.trial.kind is not None:
-        state = replace(_known(state, scene), pace=state.pace.further(event.trial, now) if counted else state.pace)
+        known = _one_more(state, scene, event.trial) if event.kind in ENDS else _known(state, scene)  # a repeat moves a trial's score
+        state = replace(known, pace=state.pace.further(event.trial, now) if counted else state.pace)
     fits = event.kind == "fit" or (state.fits and event.kind != "fitted")
     return replace(state, fits=fits, slots=scene.slots, doing=_doing(state.doing, scene, fits, now))
 
 
 def _known(state: State, scene: Scene) -> State:
-    """The state with what all trials have come to, which takes milliseconds: once a trial that has ended."""
-    study = scene.snapshot()
+    """The state with what all trials have come to, which takes half a second after ten thousand."""
+    counts = Counter(trial.kind for trial in scene.trials.values())
+    return _on_front(replace(state, counts=counts), scene, scene.trials.values())
+
+
+def _one_more(state: State, scene: Scene, trial: Trial) -> State:
+    """The same with one trial more, which only the front so far can dominate."""
+    counts = Counter[str | None](state.counts)
+    counts[trial.kind] += 1
+    base = [scene.trials[0]] if 0 in scene.trials else []
+    among = {member.number: member for member in (*base, *state.front, trial)}
+    return _on_front(replace(state, counts=counts), scene, among.values())
+
+
+def _on_front(state: State, scene: Scene, trials: Iterable[Trial]) -> State:
+    study = replace(scene.snapshot(), trials=tuple(trials))
     volume = history.hypervolume(study) if len(scene.objectives) <= MOST_OBJECTIVES else None
-    counts = Counter(trial.kind for trial in study.trials)
-    return replace(state, counts=counts, front=facts.front_trials(study), hypervolume=volume)
+    return replace(state, front=facts.front_trials(study), hypervolume=volume)
 
 
 def _doing(before: Sequence[Doing], scene: Scene, fits: bool, now: float) -> tuple[Doing, ...]:
