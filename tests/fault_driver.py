@@ -5,6 +5,7 @@ python tests/fault_driver.py FOLDER --address HOST:PORT --trials N [--fake JSON]
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -81,6 +82,8 @@ def main() -> int:
     parser.add_argument("--deadline-s", type=float, default=3600.0)
     parser.add_argument("--clock", type=Path, help="a file with the seconds by which this process's clock of the day is wrong")
     given = parser.parse_args()
+    # A campaign that a shell runs in the background ignores SIGINT, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if given.clock:
         time.time = lambda: TRUE_TIME() + float(given.clock.read_text() or 0)
     try:
