@@ -24,8 +24,9 @@ from nas_attn.train import WEIGHTS
 from nas_attn.weights import read_state
 
 ROWS = ("backbone", "head")
-BEST = 3
-"""So many trials keep their weights for their score alone."""
+BEST, SHARE = 8, 5
+"""So many trials keep their weights for their score alone, or one in so many if that is more: what a model of all trials recommends in the
+end is among the better ones, but need not have been lucky enough to be among the very best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,12 @@ def export(snapshot: Snapshot, setup: Setup, trial: Trial, to: Path, *, scale: s
     return Exported(folder=to, yaml_file=file, weights=weights)
 
 
-def keep_weights(snapshot: Snapshot, best: int = BEST) -> int:
+def kept_for_score(trials: int) -> int:
+    """How many of so many scored trials keep their weights for their score."""
+    return max(BEST, trials // SHARE)
+
+
+def keep_weights(snapshot: Snapshot, best: int | None = None) -> int:
     """Delete the weights of trials that are not worth exporting; returns how many files went. Those of running trials are kept."""
     running = {t.architecture.digest() for t in snapshot.trials if t.state == "RUNNING"}
     kept = worth_exporting(snapshot, best) | running
@@ -70,9 +76,10 @@ def keep_weights(snapshot: Snapshot, best: int = BEST) -> int:
     return sum(_drop_weights(folder) for folder in folders)
 
 
-def worth_exporting(snapshot: Snapshot, best: int = BEST) -> set[str]:
-    """The digests of the base, of the trials on the front, and of the `best` by score."""
+def worth_exporting(snapshot: Snapshot, best: int | None = None) -> set[str]:
+    """The digests of the base, of the trials on the front, and of the `best` by score (default: `kept_for_score`)."""
     scored = [t for t in snapshot.trials if t.values is not None]
+    best = kept_for_score(len(scored)) if best is None else best
     top = sorted(scored, key=lambda t: -(t.values or {})["map50_95"])[:best]
     base = [t for t in snapshot.trials if not t.architecture.placements]
     return {t.architecture.digest() for t in (*facts.front_trials(snapshot), *top, *base)}
@@ -86,14 +93,15 @@ class Cleaner:
 
     def __init__(self, snapshot: Snapshot) -> None:
         keep_weights(snapshot)
-        self._held = snapshot
+        self._held, self._scored = snapshot, sum(t.values is not None for t in snapshot.trials)
         self.clean([])
 
     def clean(self, told: Sequence[Trial]) -> int:
         """Looks at trials that were told since; returns how many files went."""
+        self._scored += sum(t.values is not None for t in told if t.number not in {held.number for held in self._held.trials})
         ended = {t.number: t for t in (*self._held.trials, *told) if t.state != "RUNNING"}
         self._held = replace(self._held, trials=tuple(ended.values()))
-        kept = worth_exporting(self._held)
+        kept = worth_exporting(self._held, kept_for_score(self._scored))
         gone = [t for t in ended.values() if t.architecture.digest() not in kept]
         self._held = replace(self._held, trials=tuple(t for t in ended.values() if t.architecture.digest() in kept))
         return sum(_drop_weights(self._held.folder / "trials" / t.architecture.digest()) for t in gone)

@@ -14,6 +14,7 @@ from nas_attn.architecture import Architecture, Placement
 from nas_attn.detector import base_sites, build, network
 from nas_attn.document import is_file
 from nas_attn.errors import DataError, InputError, StudyError, TransferError, nearest, shown
+from nas_attn.export import kept_for_score
 from nas_attn.graph import Graph
 from nas_attn.jobs import rungs_for
 from nas_attn.runner import require_backend
@@ -192,7 +193,7 @@ def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
     control_s = (1 + HELP_EPOCHS) * trial_s if spec.controls else 0.0
     candidates = max(trials - 1, 0) * spec.seeds
     total_s = fit_s + (math.ceil(candidates / workers) + math.ceil(spec.base_seeds / workers)) * trial_s + control_s
-    kept = spec.base_seeds + 1 + min(candidates, 8)
+    kept = spec.base_seeds + 1 + min(candidates, kept_for_score(trials))
     return Estimate(
         architectures=plan.space.size,
         fit_seconds=fit_s,

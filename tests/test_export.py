@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from snapshots import base, placement, trial
+from snapshots import snapshot as fakes
 
 from nas_attn import detector, facts, weights
 from nas_attn import export as export_module
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.errors import InputError, StudyError
-from nas_attn.export import Exported, best_job, export, keep_weights
+from nas_attn.export import Cleaner, Exported, best_job, export, keep_weights, kept_for_score
 from nas_attn.outcome import Snapshot, Trial, outcome_file_text
 from nas_attn.plan import load_setup
 from nas_attn.record import load_study
@@ -146,13 +148,33 @@ def test_weights_of_the_front_and_the_best_stay_and_the_rest_goes(snapshot: Snap
     at_work = Architecture("yolo11n.yaml", (Placement(6, "LIA", record("LIA").complete({})),))
     running = replace(first, number=3, state="RUNNING", kind=None, values=None, architecture=at_work)
     here = replace(snapshot, folder=tmp_path, trials=(base, replace(first, values=low), replace(second, values=high), running))
-    for trial in here.trials:
-        target = tmp_path / "trials" / trial.architecture.digest() / "job" / "1" / "weights.pt"
+    for entry in here.trials:
+        target = tmp_path / "trials" / entry.architecture.digest() / "job" / "1" / "weights.pt"
         target.parent.mkdir(parents=True)
         target.write_bytes(b"")
     assert keep_weights(here, best=1) == 1
     left = {f.parents[2].name for f in tmp_path.glob("trials/*/*/*/weights.pt")}
     assert left == {base.architecture.digest(), second.architecture.digest(), at_work.digest()}
+
+
+def test_a_fifth_of_many_trials_keeps_its_weights_while_a_search_runs(tmp_path: Path) -> None:
+    """So that what a model of all trials recommends can be exported, whatever its own luck was."""
+
+    def told(number: int) -> Trial:
+        row = [4, 6, 9, 10, 13, 16, 19, 22][number % 8]
+        one = trial(number, [placement(row, number // 8)], 0.3 + number / 1e4, 1.1)
+        weights = tmp_path / "trials" / one.architecture.digest() / "job" / "1" / "weights.pt"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_bytes(b"")
+        return one
+
+    first = told(1)
+    cleaner = Cleaner(replace(fakes(base(), first), folder=tmp_path))
+    for number in range(2, 48):
+        cleaner.clean([told(number)])
+    left = {f.parents[2].name for f in tmp_path.glob("trials/*/*/*/weights.pt")}
+    assert len(left) == kept_for_score(48) == 9
+    assert kept_for_score(200) == 40
 
 
 @pytest.mark.parametrize(("whole", "told"), [((1, 2), 2), ((1,), 1)])
