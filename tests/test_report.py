@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.text import Annotation, Text
-from snapshots import HOSTILE, base, failed, measured, placement, rejected, running, snapshot, stopped, study, trial
+from snapshots import HOSTILE, base, failed, measured, network, placement, rejected, running, snapshot, stopped, study, trial
 
 from nas_attn import charts, columns, page, picture, report
 from nas_attn.architecture import Architecture, Placement
@@ -30,7 +30,7 @@ STUDIES = {
     "every kind": snapshot(base(), trial(1, A, 0.31, 1.1), rejected(2), failed(3), running(4), stopped(5)),
     "three objectives": study(30, three=True),
     "16 trials": study(16),
-    "200 trials": study(200),
+    "60 trials": study(60),
 }
 
 
@@ -70,7 +70,8 @@ class Page(html.parser.HTMLParser):
 
 
 def whole_page(snap):
-    return page.page(report.study(snap))
+    """The page without a model of all trials, which takes seconds to make."""
+    return page.page(page.Study(snapshot=snap, believed=None, atlas=None, drawing=network(), tables={}))
 
 
 def read_csv(data: bytes):
