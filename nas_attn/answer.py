@@ -64,6 +64,11 @@ def placed(architecture: Architecture, drawing: Network) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "the base"
 
 
+def chance(probability: float) -> str:
+    """A probability with two digits; never a certainty, of which no model knows."""
+    return "over 0.99" if probability >= 0.995 else "under 0.01" if probability < 0.005 else f"{probability:.2f}"
+
+
 def module(placement: Placement) -> str:
     """`LIA(f=16)`: a placement without its row."""
     return str(placement).rpartition("@")[0]
@@ -84,7 +89,7 @@ def _taken(member: Member | None) -> str:
     return (
         f"It is expected to score {claim.mean:.4f} mAP50-95, {claim.gain:+.4f} against the base (90 % {claim.gain_low:+.4f} to "
         f"{claim.gain_high:+.4f}), at {ratio:.3f} times the base's latency, and beats the base with a probability of "
-        f"{claim.beats_base:.2f}."
+        f"{chance(claim.beats_base)}."
     ).replace("-0.", "−0.")
 
 
@@ -95,7 +100,7 @@ def _kept(believed: Posterior, best: Member | None, drawing: Network) -> str:
         text += (
             f" The likeliest, trial {best.trial.number} with {placed(best.trial.architecture, drawing)}, is expected to change "
             f"mAP50-95 by {claim.gain:+z.4f} (90 % {claim.gain_low:+z.4f} to {claim.gain_high:+z.4f}) and beats the base with a "
-            f"probability of {claim.beats_base:.2f}."
+            f"probability of {chance(claim.beats_base)}."
         ).replace("-0.", "−0.")
     if believed.detectable is not None:
         text += f" Of one architecture, this study could have told gains from {believed.detectable:.4f} on; smaller ones may be there."

@@ -57,6 +57,7 @@ def template(name: str) -> jinja2.Template:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["fixed"] = fixed
+    environment.filters["chance"] = answer.chance
     environment.globals["source"] = lambda file: (TEMPLATES / file).read_text(encoding="utf-8")
     return environment.get_template(name)
 

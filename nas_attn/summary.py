@@ -1,7 +1,7 @@
 """A study in Markdown, short enough for a pull request: the answer, the front, what to know before believing it, how to get it again."""
 
 from nas_attn import facts
-from nas_attn.answer import answer, placed
+from nas_attn.answer import answer, chance, placed
 from nas_attn.caveats import caveats
 from nas_attn.markdown import code, markdown
 from nas_attn.page import Study, command, fixed
@@ -36,7 +36,7 @@ def _front(study: Study) -> str:
         lines.append(
             f"| {trial.number} | {markdown(placed(trial.architecture, study.drawing))} "
             f"| {claim.mean:.4f} ({claim.low:.4f} to {claim.high:.4f}) | {gain} "
-            f"| {facts.latency(trial):.3f} × | {'' if base else f'{claim.beats_base:.2f}'} |"
+            f"| {facts.latency(trial):.3f} × | {'' if base else chance(claim.beats_base)} |"
         )
     more = len(study.believed.front) - MOST
     return "\n".join([*lines, *([f"\n{more} more in recommended.csv."] if more > 0 else [])])

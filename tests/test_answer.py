@@ -6,7 +6,7 @@ from snapshots import base, failed, placement, snapshot, study, trial
 from snapshots import network as yolo11n
 
 from nas_attn import pick
-from nas_attn.answer import answer, placed, steps
+from nas_attn.answer import answer, chance, placed, steps
 from nas_attn.caveats import caveats
 from nas_attn.network import Network
 from nas_attn.posterior import believe
@@ -31,6 +31,7 @@ def test_a_clear_gain_is_taken_with_its_interval_and_command():
     claim = believe(clear()).of(clear().trials[1]).claim
     assert f"{claim.gain:+.4f} against the base (90 % {claim.gain_low:+.4f} to {claim.gain_high:+.4f})" in found.sentence
     assert "at 1.100 times the base's latency" in found.sentence
+    assert found.sentence.endswith("beats the base with a probability of over 0.99.")
 
 
 def test_where_nothing_is_sure_the_base_is_kept_and_the_most_promising_named():
@@ -74,6 +75,12 @@ def test_the_steps_of_the_slider_are_those_of_pick():
     assert [(step["limit"], step["number"]) for step in found] == [(1.0, 0), (1.1, 1)]
     assert found[0]["reason"].startswith("Keep the base: nothing that is fast enough beats it")
     assert found[1]["reason"].startswith("Take trial 1, LSKA(k_size=7, use_proj=false) after P3. It is expected to score")
+
+
+def test_nothing_is_certain():
+    assert [chance(p) for p in (0.0, 0.004, 0.005, 0.5, 0.994, 0.995, 1.0)] == ["under 0.01"] * 2 + ["0.01", "0.50", "0.99"] + [
+        "over 0.99"
+    ] * 2
 
 
 def warned(snap):

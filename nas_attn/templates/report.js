@@ -10,6 +10,8 @@
     return (value < 0 && !nothing ? "−" : sign && !nothing ? "+" : "") + text;
   };
 
+  const chance = (p) => (p >= 0.995 ? "over 0.99" : p < 0.005 ? "under 0.01" : p.toFixed(2));
+
   // -- colours: figures name variables of the style ----------------------------------------------------------------------------------
   function coloured(value) {
     if (typeof value === "string" && value.startsWith("var:")) {
@@ -55,8 +57,8 @@
       ["observed mAP50-95", fixed(trial.map50_95, 4) + (trial.seeds ? " (" + trial.seeds + (trial.seeds === 1 ? " seed)" : " seeds)") : "")],
       ["expected mAP50-95", trial.mean === undefined ? null : fixed(trial.mean, 4) + " (90 %: " + fixed(trial.low, 4) + " to " + fixed(trial.high, 4) + ")"],
       ["expected gain", trial.mean === undefined || number === data.base ? null : fixed(trial.gain, 4, true) + " (90 %: " + fixed(trial.gain_low, 4, true) + " to " + fixed(trial.gain_high, 4, true) + ")"],
-      ["beats the base", trial.mean === undefined || number === data.base ? null : "with probability " + fixed(trial.p_beats, 2)],
-      ["on the front", trial.mean === undefined ? null : "with probability " + fixed(trial.p_front, 2)],
+      ["beats the base", trial.mean === undefined || number === data.base ? null : "with probability " + chance(trial.p_beats)],
+      ["on the front", trial.mean === undefined ? null : "with probability " + chance(trial.p_front)],
       ["latency", trial.latency === null ? null : fixed(trial.latency, 3) + " × (95 %: " + fixed(trial.latency_low, 3) + " to " + fixed(trial.latency_high, 3) + ", " + trial.quality + "), " + fixed(trial.ms, 2) + " ms"],
       ["size", trial.params === null ? null : fixed(trial.params, 3) + " M parameters, " + fixed(trial.gmacs, 3) + " GMACs"],
       ["no score because", trial.error],
