@@ -1,6 +1,8 @@
 """What several tests share: a database server, and one small real study of two modules on yolo11n, trained in this process."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from postgres_server import Server, server
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers get next to nothing of a core on which other tests compute
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A suite that a shell runs in the background ignores Ctrl-C, and so would the programs that tests send one to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_SPACE = """
 base: yolo11n.yaml
