@@ -272,7 +272,7 @@ def _savings(saved: history.Savings) -> str:
     if saved.repeated:
         told.append(f"{saved.repeated} proposals were of what had been tried, and cost nothing")
     if saved.failed:
-        told.append(f"{_trials(saved.failed)} failed")
+        told.append(f"{saved.failed} trial{'s' * (saved.failed != 1)} failed")
     return (
         f"Not trained: {'; '.join(told)}."
         if told
@@ -281,7 +281,7 @@ def _savings(saved: history.Savings) -> str:
 
 
 def _trials(count: int) -> str:
-    return f"{count} trial{'s were' if count != 1 else ' was'}" if count else "no trial was"
+    return f"{count} trial{'s were' if count != 1 else ' was'}"
 
 
 def _hours(seconds: float | None) -> str:

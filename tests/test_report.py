@@ -326,3 +326,15 @@ def test_fixed():
     assert page.fixed(None) == "–"
     assert page.fixed(-0.01234, 3, True) == "−0.012"
     assert page.fixed(0.01234, 3, True) == "+0.012"
+
+
+def test_repeats_are_told():
+    text = flat(snapshot(base(), trial(1, A, [0.31, 0.32, 0.33], 1.1), trial(2, B, 0.31, 1.1)))
+    assert "Trained with further seeds, because that settled most: trial 1 (3 seeds)." in text
+    assert "Trained with further seeds" not in flat(STUDIES["one trial"])
+
+
+def test_what_was_not_trained_is_told():
+    text = flat(snapshot(base(), trial(1, A, 0.31, 1.1), rejected(2), rejected(3), failed(4)))
+    assert "Not trained: 2 trials were rejected by a limit before any training (about 88 s); 1 trial failed." in text
+    assert "Every trial was trained to its end" in flat(STUDIES["one trial"])
