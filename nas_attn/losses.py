@@ -104,4 +104,5 @@ class Outages:
 def reason_of(error: Exception) -> str:
     """The part of Ray's message that tells why, on one line."""
     text = " ".join(str(getattr(error, "cause", None) or error).split())
-    return (text.partition("Worker exit detail: ")[2] or text)[:400]
+    told = text.partition("Worker exit detail: ")[2] or text
+    return told.partition(" Some common causes include")[0][:400]  # a list of guesses, the same every time

@@ -9,7 +9,7 @@ from study_targets import RECIPE, job_of, open_record
 from nas_attn import losses
 from nas_attn.blame import Blame
 from nas_attn.errors import NasAttnError
-from nas_attn.losses import CRASHES, CROWDED, LOSSES, MAX_CRASHES, MAX_LOSSES, PAUSES_S, Outages, cause_of, sentence
+from nas_attn.losses import CRASHES, CROWDED, LOSSES, MAX_CRASHES, MAX_LOSSES, PAUSES_S, Outages, cause_of, reason_of, sentence
 from nas_attn.outcome import Failure
 from nas_attn.protocol import job_key
 from nas_attn.work import Done
@@ -131,3 +131,9 @@ def test_what_stays_away_ends_the_search(slept):
     with pytest.raises(NasAttnError, match="the data set is away; waited 16 min for it: bring it back, then run the same command"):
         outages.wait(AWAY, sum(slept))
     assert slept == list(PAUSES_S)
+
+
+def test_a_loss_is_told_without_rays_guesses():
+    said = "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits. End of file. Some common causes include: (1) x"
+    assert reason_of(RuntimeError(said)) == "Worker unexpectedly exits. End of file."
+    assert reason_of(RuntimeError("two\nlines")) == "two lines"
