@@ -213,6 +213,7 @@ class RayPool(Pool):
             return
         self._watched = now
         states = self._cluster.states()
+        self._seating.look({node for node, state in states.items() if state in ("alive", "draining")})
         for slot in self._slots:
             known, slot.leaving = slot.leaving, states.get(slot.node) == "draining"
             if slot.annex and slot.task is not None and (slot.leaving > known or now - slot.salvaged > SALVAGE_S):

@@ -4,7 +4,7 @@ The rules are in `seats` and `schedule`; here is the state that they are asked w
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,8 @@ class Slot:
     """The worker's private folder, where it does not see the study's."""
     leaving: bool = False
     """Whether its node has said that it will go."""
+    lost: bool = False
+    """Whether its node has died, and its next worker has not begun on another yet: it may never, where none has room."""
     actor: Any = None
     ref: Any = None
     task: Task | None = None
@@ -52,6 +54,12 @@ class Slot:
         if self.task is not None:
             return Seat(self.devices, "exclusive" if self.task.exclusive else "busy", self.alone)
         return Seat(self.devices, "absent" if self.failures else "starting", self.alone)
+
+    @property
+    def there(self) -> bool:
+        """Whether a worker sits on its node, or begins there and has not failed to yet."""
+        begins = self.ref is not None and self.task is None
+        return self.actor is not None and self.node != "" and not self.barred and not self.lost and not (begins and self.failures)
 
     def standing(self, now: float) -> Standing:
         """This worker as the rules of `seats` see it, at a time of the monotonic clock."""
@@ -135,7 +143,7 @@ class Seating:
     def seat(self, slot: Slot, told: Mapping[str, Any]) -> Task | None:
         """A worker has begun, perhaps on another node than the one that it replaces. What its node must be asked first."""
         slot.node, slot.name, slot.kind, slot.devices = told["node"], told["name"], told["kind"], frozenset(told["devices"])
-        slot.barred = self.admission.barred(slot.node)
+        slot.barred, slot.lost = self.admission.barred(slot.node), False
         self.choose_measuring()
         return self.admission.task(slot.node)
 
@@ -146,9 +154,15 @@ class Seating:
         self._tell(f"{slot.name} has joined" if reason is None else f"{slot.name} gets no work: it {reason}")
         self.choose_measuring()
 
+    def look(self, alive: Container[str]) -> None:
+        """Which nodes are still there, by the cluster: exclusive tasks do not wait for one that has died."""
+        for slot in self.slots:
+            slot.lost = bool(slot.node) and slot.node not in alive
+        self.choose_measuring()
+
     def choose_measuring(self) -> None:
         """Where exclusive tasks run: always on one kind of device, for latencies of two kinds are no comparison."""
-        there = [slot for slot in self.slots if slot.actor is not None and slot.node and not slot.barred and self._may_measure(slot)]
+        there = [slot for slot in self.slots if slot.there and self._may_measure(slot)]
         found = measuring(self._measuring, self._kind, [(slot.node, slot.kind) for slot in there])
         before, self._measuring = self._measuring, found or self._measuring
         self._kind = self._kind or next((slot.kind for slot in there if slot.node == found), "")

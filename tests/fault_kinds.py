@@ -133,7 +133,7 @@ def node_hangs(run: "Run", rng: random.Random) -> None:
 
 
 def latency_node_lost(run: "Run", rng: random.Random) -> None:
-    """The node on which latency was measured last."""
+    """The node on which latency was measured last. Another takes its place only after latency was measured elsewhere."""
     time.sleep(rng.uniform(0, 0.5))
     node = run.nodes.nodes[1]
     for _ in range(300):  # that worker may be gone already; a new one measures soon
@@ -147,6 +147,7 @@ def latency_node_lost(run: "Run", rng: random.Random) -> None:
         run.require(False, "nobody measures")
     os.kill(node.part("raylet"), signal.SIGKILL)
     run.nodes.end(node)
+    run.await_event(" measured trial", 60, since=len(run.log.read_text()))
     run.nodes.add(run.cpus)
 
 

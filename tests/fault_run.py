@@ -176,10 +176,10 @@ class Run:
         lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
         return {int(line[0]): line[1] for line in lines if len(line) == 2}
 
-    def await_event(self, words: str, wait_s: float) -> None:
-        """Waits until the driver has said something, since the fault began."""
-        end = time.monotonic() + wait_s
-        while words not in self.log.read_text()[self.mark :]:
+    def await_event(self, words: str, wait_s: float, since: int | None = None) -> None:
+        """Waits until the driver has said something, since the fault began, or since its log was so long."""
+        end, since = time.monotonic() + wait_s, self.mark if since is None else since
+        while words not in self.log.read_text()[since:]:
             if time.monotonic() > end or self.driver.poll() is not None:
                 self.require(False, f"the driver never said {words!r}")
                 return

@@ -8,7 +8,7 @@ import pytest
 
 from nas_attn.admission import Admission
 from nas_attn.errors import PoolError
-from nas_attn.schedule import Plan
+from nas_attn.schedule import Plan, assign
 from nas_attn.seating import Seating, Slot
 from nas_attn.work import Done, Task
 
@@ -49,6 +49,34 @@ def test_another_node_measures_only_if_it_is_alike() -> None:
     assert "latency is measured on H100 alone" in heard[-1]
     begin(seating, seating.slots[1], "4", "H100")
     assert [slot.alone for slot in seating.slots] == [False, True, False]
+
+
+def test_exclusive_work_moves_on_where_nothing_replaces_a_node_that_died() -> None:
+    """Its workers are started anew, and wait for ever where no other node has room for them."""
+    seating, heard = planned(("1", "H100"), ("2", "H100"))
+    first, second = seating.slots
+    first.ref = object()
+    seating.look({"1", "2"})
+    assert [first.alone, second.alone] == [True, False]
+    assert assign([True], [slot.seat() for slot in seating.slots]) == []
+    seating.look({"2"})
+    assert [first.alone, second.alone] == [False, True]
+    assert heard == ["latency is measured on host-2 (10.0.0.2) from now on, which is alike"]
+    assert assign([True], [slot.seat() for slot in seating.slots]) == [(0, 1)]
+    begin(seating, first, "2")
+    assert [first.alone, second.alone] == [True, True]
+
+
+def test_exclusive_work_moves_on_where_a_worker_fails_to_start() -> None:
+    seating, _ = planned(("1", "H100"), ("2", "H100"))
+    first, second = seating.slots
+    first.ref, first.failures = object(), 1
+    seating.look({"1", "2"})
+    assert [first.alone, second.alone] == [False, True]
+    begin(seating, first, "1")
+    first.failures = 0
+    seating.look({"1", "2"})
+    assert [first.alone, second.alone] == [False, True]  # it stays where it has gone
 
 
 def test_a_node_that_joins_is_asked_before_it_gets_work() -> None:
