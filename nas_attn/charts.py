@@ -12,7 +12,7 @@ from nas_attn import facts
 from nas_attn.columns import Row, in_plane, plane_front, short
 from nas_attn.history import Step
 from nas_attn.outcome import Snapshot
-from nas_attn.posterior import Posterior
+from nas_attn.posterior import Member, Posterior
 
 Chart = Mapping[str, Any]
 GREY, BLUE, INK, WARN = "var:--dot", "var:--blue", "var:--ink", "var:--warn"
@@ -29,7 +29,8 @@ def front(snapshot: Snapshot, rows: Sequence[Row], members: Sequence[Row], belie
     number = base.number if base else None
     data = [_observed(points, number)]
     data += _expected(believed, number) if believed is not None else _members(plane_front(in_plane(members)), number)
-    data += [_base(row, believed) for row in points if row["number"] == number]
+    member = believed.of(base) if believed and base else None
+    data += [_base(row, member) for row in points if row["number"] == number]
     over = [r for r in rows if r["kind"] == "rejected" and r["latency_ratio"] is not None]
     shapes = _band(snapshot)
     if over:
@@ -91,8 +92,7 @@ def _members(members: Sequence[Row], base: int | None) -> list[Chart]:
     ]
 
 
-def _base(row: Row, believed: Posterior | None) -> Chart:
-    member = next((m for m in believed.members if m.trial.number == row["number"]), None) if believed else None
+def _base(row: Row, member: Member | None) -> Chart:
     y = member.claim.mean if member else row["map50_95"]
     bars = {"error_y": _bars(INK, [(member.claim.low, y, member.claim.high)])} if member else {}
     return {
@@ -117,7 +117,7 @@ def _rejected(rows: Sequence[Row]) -> Chart:
 
 
 def progress(steps: Sequence[Step]) -> Chart | None:
-    """The hypervolume of the observed front over trials, and (lower axis swapped by the page) over seconds of training; None below two."""
+    """The hypervolume of the observed front over trials and over seconds of training; None below two steps."""
     if len(steps) < 2:
         return None
     common = {"mode": "lines+markers", "line": {"color": BLUE, "width": 2, "shape": "hv"}, "marker": {"size": 4, "color": BLUE}}

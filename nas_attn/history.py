@@ -40,8 +40,7 @@ class Savings:
     """What a study did not train. Seconds are estimates: what the median training of a candidate took, scoring included, by its epochs.
 
     `rejected` trials were over a limit before any training, `stopped` ones ended at a rung, `stopped_epochs` before all their seeds would
-    have; None where no candidate has been trained to its end. `failed` trials saved nothing. `repeated` is how often the sampler proposed
-    what had a trial already: 0 for `model`, which never does, and None for the others, of which the record does not keep it.
+    have; None where no candidate has been trained to its end. `failed` trials saved nothing.
     """
 
     rejected: int
@@ -50,7 +49,6 @@ class Savings:
     stopped_epochs: int
     stopped_seconds: float | None
     failed: int
-    repeated: int | None
 
 
 def reference(snapshot: Snapshot) -> tuple[float, ...] | None:
@@ -122,7 +120,6 @@ def savings(snapshot: Snapshot) -> Savings:
         stopped_epochs=skipped,
         stopped_seconds=None if whole is None else skipped * whole / max(1, epochs),
         failed=kinds["failure"],
-        repeated=0 if snapshot.settings.get("sampler") == "model" else None,
     )
 
 

@@ -269,8 +269,6 @@ def _savings(saved: history.Savings) -> str:
         told.append(f"{_trials(saved.rejected)} rejected by a limit before any training{_hours(saved.rejected_seconds)}")
     if saved.stopped:
         told.append(f"{_trials(saved.stopped)} stopped early, which spared {saved.stopped_epochs} epochs{_hours(saved.stopped_seconds)}")
-    if saved.repeated:
-        told.append(f"{saved.repeated} proposals were of what had been tried, and cost nothing")
     if saved.failed:
         told.append(f"{saved.failed} trial{'s' * (saved.failed != 1)} failed")
     return (

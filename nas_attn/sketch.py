@@ -14,8 +14,6 @@ STEP, LANE, BOX_W, BOX_H = 44, 46, 38, 24
 LEFT, TOP, RIGHT = 118, 26, 12
 CELL_H, HEAD_H = 34, 40
 SHORT = {"nn.Upsample": "Up", "Concat": "Cat", "nn.Identity": "Id", "nn.MaxPool2d": "Pool", "nn.ConvTranspose2d": "ConvT"}
-LIKELY = 0.95
-"""From this probability on a cell's sign is marked as one to rely on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,23 +3,22 @@
 import base64
 import dataclasses
 import json
-import shutil
 import time
 from pathlib import Path
 
+import chromium
 import pytest
-from snapshots import HOSTILE, base, failed, placement, snapshot, study, trial, with_network
+from snapshots import HOSTILE, base, failed, measured, placement, snapshot, study, trial, with_network
 
 from nas_attn import pick, report
 from nas_attn.architecture import Placement
 from nas_attn.posterior import believe
 
-webdriver = pytest.importorskip("selenium.webdriver")
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver (.ci/run installs them)"),
+    pytest.mark.skipif(
+        not (chromium.CHROMIUM and chromium.DRIVER), reason="needs Debian's chromium and chromium-driver (.ci/run installs them)"
+    ),
 ]
 WIDE, NARROW = 1280, 390
 HARD = {
@@ -29,7 +28,7 @@ HARD = {
     "500 trials": lambda: study(500),
     "three objectives": lambda: study(30, three=True),
     "names with HTML": lambda: snapshot(
-        base(controls={HOSTILE: dataclasses.replace(base().results[0][1])}),
+        base(controls={HOSTILE: measured(0.3)}),
         *(trial(k, [Placement(layer=4 + k, module=HOSTILE)], 0.32 + k / 1e3, 1.1, gates={HOSTILE: 0.1}) for k in range(1, 12)),
         failed(20, error=HOSTILE),
         name=HOSTILE,
@@ -108,14 +107,8 @@ return [box.left + layout.xaxis.l2p(trial.latency), box.top + layout.yaxis.l2p(t
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
     profile = tmp_path_factory.mktemp("profile")
-    off = "--host-resolver-rules=MAP * ~NOTFOUND"
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", off, f"--user-data-dir={profile}"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    running = chromium.start("--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}")
     running.execute_cdp_cmd("Network.enable", {})
     running.execute_cdp_cmd(
         "Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}

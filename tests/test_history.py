@@ -135,12 +135,6 @@ def test_nothing_is_estimated_from_no_training():
     assert history.savings(snapshot()).rejected == 0
 
 
-def test_repeated_proposals_are_known_for_the_model_only():
-    assert history.savings(snapshot(base(), settings={"sampler": "model"})).repeated == 0
-    assert history.savings(snapshot(base(), settings={"sampler": "tpe"})).repeated is None
-    assert history.savings(snapshot(base())).repeated is None
-
-
 def test_a_dominated_trial_is_told_apart_as_pareto_does():
     rng = random.Random(5)
     points = [tuple(float(rng.randrange(4)) for _ in range(3)) for _ in range(200)]

@@ -5,12 +5,13 @@ python tests/benchmarks/report_pictures.py demo/study/report.html --name demo --
 
 import argparse
 import base64
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from selenium import webdriver
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import chromium
 
 WIDE, NARROW, HEIGHT = 1280, 390, 900
 BOX = """
@@ -27,11 +28,7 @@ def main() -> int:
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     given = parser.parse_args()
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(word)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = chromium.start()
     try:
         _open(driver, given.report, WIDE)
         _keep(driver, [0, 0, WIDE, HEIGHT], given.out / f"{given.name}-report.png")

@@ -9,7 +9,6 @@ script has drawn every figure, median of `--repeats` loads with the least and th
 import argparse
 import dataclasses
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -19,8 +18,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import chromium
 import pandas as pd
-from selenium import webdriver
 from snapshots import study, with_network
 
 from nas_attn import report
@@ -61,11 +60,7 @@ def _row(folder: Path, count: int, repeats: int) -> dict[str, float]:
 
 def _opened(file: Path) -> float:
     """In a browser that has just been started, as by a double click; its own start is not counted."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(word)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = chromium.start("--window-size=1280,900")
     try:
         driver.get(file.as_uri())
         ended = driver.execute_script(ENTRY)  # the scripts at the page's end have run by then
