@@ -59,7 +59,7 @@ def search(
     detector.silence()
     import_own(imports)
     if dry_run:
-        _dry_run(space, data, weights, trials, workers, device, score_on)
+        _dry_run(space, data, weights, trials, repeats, workers, device, score_on)
         return
     spec = SpaceSpec.load(space)
     plan.require_options(spec, out, trials=trials, sampler=sampler, fidelity=fidelity, pool=pool, workers=workers)
@@ -187,7 +187,9 @@ def _first(once: Callable[[], None], always: Callable[[Any], None]) -> Callable[
     return on_event
 
 
-def _dry_run(space: str, data: Path, weights: Path | None, trials: int, workers: int | None, device: str, score_on: str) -> None:
+def _dry_run(
+    space: str, data: Path, weights: Path | None, trials: int, repeats: int, workers: int | None, device: str, score_on: str
+) -> None:
     import tempfile
 
     from nas_attn import plan
@@ -195,7 +197,7 @@ def _dry_run(space: str, data: Path, weights: Path | None, trials: int, workers:
 
     with tempfile.TemporaryDirectory(prefix="nas-attn-") as folder:
         prepared = plan.prepare(SpaceSpec.load(space), space, data, Path(folder), weights=weights, device=device, score_on=score_on)
-        estimate = plan.estimate(prepared, trials, workers or 1)
+        estimate = plan.estimate(prepared, trials, workers or 1, repeats)
     hours = estimate.total_seconds / 3600
     rows = {
         "architectures in the space": f"{estimate.architectures:,}",
@@ -207,4 +209,4 @@ def _dry_run(space: str, data: Path, weights: Path | None, trials: int, workers:
         "disk": f"about {estimate.disk_bytes / 1e6:.0f} MB of weights at the end",
     }
     for name, value in rows.items():
-        console.print(f"{name + ':':34} {value}", markup=False)
+        console.print(f"{name + ':':34} {value}", markup=False, soft_wrap=True)

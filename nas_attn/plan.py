@@ -177,8 +177,10 @@ def load_setup(folder: Path) -> Setup:
     return replace(setup, folder=str(folder.resolve()))
 
 
-def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
-    """Train the base on a few batches here, in a temporary folder, and work out what `trials` trials on `workers` workers will take."""
+def estimate(plan: Plan, trials: int, workers: int, repeats: int = 0) -> Estimate:
+    """Train the base on a few batches here, in a temporary folder, and work out what a search will take: `trials` trials and at most
+    `repeats` further trainings, on `workers` workers.
+    """
     setup, spec = plan.setup, plan.spec
     images = len(plan.train)
     few = min(PROBE_BATCHES * spec.proxy.batch, images)
@@ -192,7 +194,7 @@ def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
     fit_s, trial_s = spec.base_fit.epochs * epoch_s, spec.proxy.epochs * epoch_s
     control_s = (1 + HELP_EPOCHS) * trial_s if spec.controls else 0.0
     candidates = max(trials - 1, 0) * spec.seeds
-    total_s = fit_s + (math.ceil(candidates / workers) + math.ceil(spec.base_seeds / workers)) * trial_s + control_s
+    total_s = fit_s + sum(math.ceil(n / workers) for n in (candidates, spec.base_seeds, repeats)) * trial_s + control_s
     kept = spec.base_seeds + 1 + min(candidates, kept_for_score(trials))
     return Estimate(
         architectures=plan.space.size,
@@ -200,7 +202,7 @@ def estimate(plan: Plan, trials: int, workers: int) -> Estimate:
         trial_seconds=trial_s,
         total_seconds=total_s,
         disk_bytes=kept * model_bytes,
-        trainings=candidates + spec.base_seeds + (2 if spec.controls else 0) + 1,
+        trainings=candidates + repeats + spec.base_seeds + (2 if spec.controls else 0) + 1,
         workers=workers,
         device=setup.device,
     )

@@ -138,10 +138,11 @@ def test_changed_settings_are_refused_with_both_values(tiny_study: Path, digits:
 @pytest.mark.slow
 def test_a_dry_run_says_what_it_would_cost(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY_SPACE)
-    dry = run("search", "tiny.yaml", "--data", digits, "--dry-run", "--device", "cpu", cwd=tmp_path)
+    dry = run("search", "tiny.yaml", "--data", digits, "--trials", 4, "--repeats", 3, "--dry-run", "--device", "cpu", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     assert "architectures in the space:        19" in dry.stdout
     assert "one trial:" in dry.stdout
+    assert "4 trials, 11 trainings:" in dry.stdout, "three candidates, three repeats, two seeds of the base, two controls, the fit"
     assert not (tmp_path / "study").exists()
 
 
