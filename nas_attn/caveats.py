@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from nas_attn import facts
+from nas_attn.answer import NOISY, points
 from nas_attn.columns import gates
 from nas_attn.outcome import Snapshot
 from nas_attn.posterior import LEAST, Posterior
@@ -17,7 +18,14 @@ def caveats(snapshot: Snapshot, believed: Posterior | None) -> tuple[str, ...]:
     """One sentence each, what weighs most first; empty where there is nothing to warn of."""
     if not any(trial.kind == "measured" for trial in snapshot.trials):
         return tuple(_of_trials(snapshot))
-    return (*_of_model(snapshot, believed), *_of_noise(snapshot), *_of_proxy(snapshot), *_of_latency(snapshot), *_of_trials(snapshot))
+    return (
+        *_of_model(snapshot, believed),
+        *_of_reach(believed),
+        *_of_noise(snapshot),
+        *_of_proxy(snapshot),
+        *_of_latency(snapshot),
+        *_of_trials(snapshot),
+    )
 
 
 def _of_model(snapshot: Snapshot, believed: Posterior | None) -> Iterator[str]:
@@ -26,6 +34,15 @@ def _of_model(snapshot: Snapshot, believed: Posterior | None) -> Iterator[str]:
         yield (
             f"There is no model of all trials yet ({count} measured architecture{'s' * (count != 1)}; it takes {LEAST}, the base among "
             "them): only observations can be shown, and the best of them is partly luck."
+        )
+
+
+def _of_reach(believed: Posterior | None) -> Iterator[str]:
+    if believed is not None and believed.detectable is not None and believed.detectable > NOISY:
+        least = points(believed.detectable, sign=False)
+        yield (
+            f"By its own trainings an architecture would be told from the base only from {least} points of mAP50-95 on. "
+            "Where the intervals are narrower than that, they rest on what the model learns from all trials together."
         )
 
 
@@ -62,7 +79,7 @@ def _of_latency(snapshot: Snapshot) -> Iterator[str]:
     timed = [trial.cost.latency for trial in snapshot.trials if trial.cost is not None and trial.architecture.placements]
     ungated = sum(latency.quality == "ungated" for latency in timed)
     if ungated:
-        yield f"{ungated} of {len(timed)} latencies were timed without a quiet moment: read them with their intervals (hollow marks)."
+        yield f"{ungated} of {len(timed)} candidates were timed without a quiet moment: read them with their intervals (crossed marks)."
 
 
 def _of_trials(snapshot: Snapshot) -> Iterator[str]:

@@ -21,7 +21,9 @@ GREY, BLUE, INK, WARN = "var:--dot", "var:--blue", "var:--ink", "var:--warn"
 def front(snapshot: Snapshot, rows: Sequence[Row], members: Sequence[Row], believed: Posterior | None) -> Chart | None:
     """Accuracy over latency: every trial as observed, the front that is expected (observed, without a model) with its intervals, the base.
 
-    None where nothing was measured. A mark's `customdata` is its trial's number.
+    The bars of the expected front are those of the *gain*: what is uncertain about the base itself is shared by all, would make every bar
+    reach over the base's line, and would say nothing of which architecture is better. None where nothing was measured. A mark's
+    `customdata` is its trial's number.
     """
     points, base = in_plane(rows), facts.base_trial(snapshot)
     if not points:
@@ -31,11 +33,13 @@ def front(snapshot: Snapshot, rows: Sequence[Row], members: Sequence[Row], belie
     data += _expected(believed, number) if believed is not None else _members(plane_front(in_plane(members)), number)
     member = believed.of(base) if believed and base else None
     data += [_base(row, member) for row in points if row["number"] == number]
+    low, high = _reach(data)
     over = [r for r in rows if r["kind"] == "rejected" and r["latency_ratio"] is not None]
-    shapes = _band(snapshot)
+    shapes = [*_band(snapshot), *([_level(member.claim.mean)] if member else [])]
     if over:
         data.append(_rejected(over))
-    return {"data": data, "layout": _layout("latency, ratio to the base", "mAP50-95", shapes=shapes)}
+    layout = _layout("latency, ratio to the base", "mAP50-95", shapes=shapes)
+    return {"data": data, "layout": {**layout, "yaxis": {**layout["yaxis"], "range": [low, high]}}}
 
 
 def _observed(points: Sequence[Row], base: int | None) -> Chart:
@@ -45,9 +49,20 @@ def _observed(points: Sequence[Row], base: int | None) -> Chart:
         "marker": {
             "color": GREY,
             "size": 7,
-            "symbol": ["circle-open" if r["latency_quality"] == "ungated" else "circle" for r in shown],
+            "symbol": ["circle-x-open" if r["latency_quality"] == "ungated" else "circle" for r in shown],
         },
     }
+
+
+def _reach(data: Sequence[Chart]) -> tuple[float, float]:
+    """The range of the marks and their bars, with some room: the band of the noise, often much wider, must not press them together."""
+    ends = []
+    for trace in data:
+        bars = trace.get("error_y", {})
+        for index, y in enumerate(trace["y"]):
+            ends += [y - bars["arrayminus"][index], y + bars["array"][index]] if bars else [y]
+    room = 0.08 * (max(ends) - min(ends)) or 0.01
+    return min(ends) - room, max(ends) + room
 
 
 def _expected(believed: Posterior, base: int | None) -> list[Chart]:
@@ -61,21 +76,27 @@ def _expected(believed: Posterior, base: int | None) -> list[Chart]:
     marks = {
         "x": [facts.latency(m.trial) for m in shown],
         "y": [m.claim.mean for m in shown],
-        "error_y": _bars(BLUE, [(m.claim.low, m.claim.mean, m.claim.high) for m in shown]),
+        "error_y": _bars(BLUE, [(m.claim.gain_low, m.claim.gain, m.claim.gain_high) for m in shown]),
         "error_x": _bars(BLUE, [_latency(m.trial) for m in shown]),
         "mode": "markers",
-        "name": "expected front, 90 %",
+        "name": "expected front (90 % of the gain; 95 % of the latency)",
         "customdata": [m.trial.number for m in shown],
         "text": [f"#{m.trial.number} {html.escape(short(m.trial.architecture))}" for m in shown],
         "hovertemplate": "%{text}<br>expected %{y:.4f} at %{x:.3f}×<extra></extra>",
         "marker": {
             "color": BLUE,
             "size": 12,
-            "symbol": ["square" if m.sure else "square-open" for m in shown],
+            "symbol": [_square(m) for m in shown],
             "line": {"width": 2, "color": BLUE},
         },
     }
     return [line, marks]
+
+
+def _square(member: Member) -> str:
+    """Filled where it beats the base almost surely, crossed where its latency was timed without a quiet moment."""
+    crossed = member.trial.cost is not None and member.trial.cost.latency.quality == "ungated"
+    return "square" + "-x" * crossed + "-open" * (not member.sure)
 
 
 def _members(members: Sequence[Row], base: int | None) -> list[Chart]:
@@ -94,12 +115,15 @@ def _members(members: Sequence[Row], base: int | None) -> list[Chart]:
 
 def _base(row: Row, member: Member | None) -> Chart:
     y = member.claim.mean if member else row["map50_95"]
-    bars = {"error_y": _bars(INK, [(member.claim.low, y, member.claim.high)])} if member else {}
     return {
         **_trace("the base", [{**row, "map50_95": y}], "latency_ratio", "map50_95", INK, 13),
         "marker": {"color": INK, "size": 13, "symbol": "diamond"},
-        **bars,
     }
+
+
+def _level(y: float) -> Chart:
+    """The base's line: a bar that does not reach it is of an architecture that is better, or worse."""
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": {"color": INK, "width": 1, "dash": "dash"}}
 
 
 def _rejected(rows: Sequence[Row]) -> Chart:
@@ -133,7 +157,7 @@ def progress(steps: Sequence[Step]) -> Chart | None:
     layout = {
         **_layout("trials", "hypervolume of the observed front"),
         "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
-        "xaxis": {**_axis("measured trials"), "domain": [0, 0.48]},
+        "xaxis": {**_axis("trials, measured or stopped"), "domain": [0, 0.48]},
         "xaxis2": {**_axis("seconds of training, all workers together"), "domain": [0.52, 1]},
         "height": 300,
     }
@@ -148,16 +172,19 @@ def noise(snapshot: Snapshot, rows: Sequence[Row], detectable: float | None) -> 
     )
     if not shown or not sigma:
         return None
-    ranked = [{**row, "rank": rank} for rank, row in enumerate(shown, 1)]
-    gains = _trace("observed gain", ranked, "rank", "gain", BLUE, 7)
-    shapes = [{**_rectangle(-sigma, sigma), "opacity": 0.5}]
-    notes = [_note(sigma, "base ± σ")]
+    ranked = [{**row, "rank": rank, "points": 100 * row["gain"]} for rank, row in enumerate(shown, 1)]
+    gains = {**_trace("observed gain", ranked, "rank", "points", BLUE, 7), "hovertemplate": "%{text}<br>%{y:+.2f} points<extra></extra>"}
+    shapes = [{**_rectangle(-100 * sigma, 100 * sigma), "opacity": 0.5}]
+    notes = [_note(100 * sigma, "base ± σ")]
     if detectable is not None:
+        least = 100 * detectable
         shapes.append(
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": detectable, "y1": detectable, "line": {"color": WARN, "dash": "dash"}}
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": least, "y1": least, "line": {"color": WARN, "dash": "dash"}}
         )
-        notes.append(_note(detectable, "smallest visible gain"))
-    layout = {**_layout("trials, by observed gain", "gain over the base, mAP50-95", shapes=shapes), "annotations": notes, "height": 300}
+        notes.append(
+            {**_note(least, "smallest visible gain"), "x": 1, "xanchor": "right"}
+        )  # on the other side, or two near lines' words meet
+    layout = {**_layout("trials, by observed gain", "gain over the base, points", shapes=shapes), "annotations": notes, "height": 300}
     return {"data": [{**gains, "showlegend": False}], "layout": layout}
 
 
@@ -166,7 +193,7 @@ def latency(rows: Sequence[Row]) -> Chart | None:
     timed = [{**r, "width": r["latency_high"] - r["latency_low"]} for r in rows if r["latency_low"] is not None]
     if not timed:
         return None
-    groups = (("gated", "in a quiet moment", BLUE, "circle"), ("ungated", "without a quiet moment", WARN, "circle-open"))
+    groups = (("gated", "in a quiet moment", BLUE, "circle"), ("ungated", "without a quiet moment", WARN, "circle-x-open"))
     data = []
     for quality, name, color, symbol in groups:
         shown = [r for r in timed if r["latency_quality"] == quality]

@@ -15,8 +15,9 @@ from nas_attn import answer, charts, facts, sketch
 from nas_attn.columns import front_table, table
 from nas_attn.effects import Effect
 from nas_attn.outcome import Snapshot
-from nas_attn.page import Study, embedded, masked, plotly_script, template, with_words
+from nas_attn.page import Study, embedded, plotly_script, template, with_words
 from nas_attn.report import study
+from nas_attn.subject import masked
 
 LEAST_SHARED = 4
 """Shared placements below which a rank correlation says nothing."""

@@ -2,8 +2,6 @@
 
 import json
 import math
-import re
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,15 +12,18 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from nas_attn import answer, caveats, charts, facts, history, pick, sketch
+from nas_attn import answer, caveats, charts, facts, history, pick, sketch, subject
 from nas_attn.claim import SURE
 from nas_attn.columns import Row, front_table, gates, recommended_table, short, table
 from nas_attn.effects import Atlas
 from nas_attn.network import Network
 from nas_attn.outcome import Snapshot, Trial
 from nas_attn.posterior import Member, Posterior
+from nas_attn.subject import masked
 
 TEMPLATES = Path(__file__).parent / "templates"
+FAR = 3.0
+"""Times the width of an interval beyond which the smallest visible gain is told beside its drawing instead of in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ def template(name: str) -> jinja2.Template:
     )
     environment.filters["fixed"] = fixed
     environment.filters["chance"] = answer.chance
+    environment.filters["points"] = points
     environment.globals["source"] = lambda file: (TEMPLATES / file).read_text(encoding="utf-8")
     return environment.get_template(name)
 
@@ -69,24 +71,14 @@ def fixed(value: float | None, digits: int = 4, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}z.{digits}f}".replace("-", "−")
 
 
+def points(gain: float | None) -> str:
+    """A gain in mAP50-95 as points, hundredths of it; an en dash for None."""
+    return "–" if gain is None else answer.points(gain)
+
+
 def embedded(value: Any) -> str:
     """Plain values as JSON that cannot end the script element that holds it."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-
-
-def masked(text: str) -> str:
-    """The text without passwords in URLs: reports are passed on."""
-    return re.sub(r"(://[^/\s:@\"]*):[^/\s@\"]+@", r"\1:***@", text)
-
-
-def command(snapshot: Snapshot) -> str:
-    """The command kept in the settings, else the one that the folder implies; without passwords."""
-    kept = snapshot.settings.get("command")
-    if kept:
-        return masked(kept if isinstance(kept, str) else shlex.join(map(str, kept)))
-    data = snapshot.settings.get("data", "DATA.yaml")
-    parts = ["nas-attn", "search", snapshot.folder / "space.yaml", "--data", data if isinstance(data, str) else "DATA.yaml"]
-    return masked(shlex.join(map(str, [*parts, "--trials", len(snapshot.trials), "--out", snapshot.folder])))
 
 
 def with_words(snapshot: Snapshot, rows: list[Row]) -> list[Row]:
@@ -136,7 +128,7 @@ def _context(study: Study, rows: list[Row], members: list[Row]) -> dict[str, Any
         "latency": _latency(rows, trials),
         "savings": _savings(history.savings(snapshot)),
         "steps": history.progress(snapshot),
-        "repeated": [row for row in rows if row["number"] != (base.number if base else None) and row["seeds"] > 1],
+        "repeated": [row for row in rows if row["number"] != (base.number if base else None) and row["seeds"] > _seeds(snapshot)],
         "derived": snapshot.settings.get("derived"),
         "lost": [row for row in rows if row["kind"] in ("failure", "rejected", "stopped")],
         "settings": masked(json.dumps(snapshot.settings, indent=2, default=str, ensure_ascii=False)),
@@ -145,7 +137,8 @@ def _context(study: Study, rows: list[Row], members: list[Row]) -> dict[str, Any
         "codes": sorted({job.recipe.code for trial in snapshot.trials for job, _ in trial.results}),
         "devices": sorted({outcome.device for trial in snapshot.trials for _, outcome in facts.measured(trial)}),
         "fit": snapshot.fit,
-        "command": command(snapshot),
+        "command": subject.command(snapshot),
+        "subject": subject.lines(snapshot),
         "tables": study.tables,
         "limits": _limits(rows),
     }
@@ -160,7 +153,7 @@ def _payload(study: Study, rows: list[Row], members: list[Row], context: Mapping
     shown = answered.shown.trial if answered.shown else answered.trial
     detectable = believed.detectable if believed else None
     figures = {
-        "front": charts.front(snapshot, rows, members, believed),
+        "front": charts.front(snapshot, rows, members, answer.of_plane(snapshot, believed)),
         "progress": charts.progress(context["steps"]),
         "noise": charts.noise(snapshot, rows, detectable),
         "latency": charts.latency(rows),
@@ -213,17 +206,22 @@ def _interaction(pair: Any) -> dict[str, Any]:
     return {"sides": sides, "trials": pair.trials, "gain": pair.gain, "gain_low": pair.gain_low, "gain_high": pair.gain_high}
 
 
-def _interval(member: Member | None, believed: Posterior | None) -> dict[str, float] | None:
-    """Where the interval of a gain is drawn, in units of a drawing of 300: an axis that holds nought, the interval and what is visible."""
+def _interval(member: Member | None, believed: Posterior | None) -> dict[str, Any] | None:
+    """Where the interval of a gain is drawn, in units of a drawing of 460: an axis about nought that holds the interval, and the smallest
+    visible gain if it is not so far that it would press the interval into a dot; `beyond` says that it is.
+    """
     if member is None:
         return None
     claim, least = member.claim, believed.detectable if believed else None
-    ends = [0.0, claim.gain_low, claim.gain_high, *([least] if least is not None else [])]
+    ends = [0.0, claim.gain_low, claim.gain_high]
+    beyond = least is not None and least > FAR * max(map(abs, ends))
+    if least is not None and not beyond:
+        ends.append(least)
     low, span = min(ends), (max(ends) - min(ends)) or 1.0
     at = {"zero": 0.0, "low": claim.gain_low, "mean": claim.gain, "high": claim.gain_high}
-    return {name: 14 + 272 * (value - low) / span for name, value in at.items()} | (
-        {"least": 14 + 272 * (least - low) / span} if least is not None else {}
-    )
+    if least is not None and not beyond:
+        at["least"] = least
+    return {name: round(40 + 300 * (value - low) / span, 1) for name, value in at.items()} | {"beyond": beyond}
 
 
 def _noise(snapshot: Snapshot, rows: Sequence[Row], trials: Mapping[int, Trial]) -> dict[str, Any]:
@@ -240,6 +238,12 @@ def _noise(snapshot: Snapshot, rows: Sequence[Row], trials: Mapping[int, Trial])
         "best": max(others, key=lambda r: (r["gain_sigmas"], -r["number"]), default=None),
         "luck": statistics.NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) / math.sqrt(max(seeds, 1)) if count else None,
     }
+
+
+def _seeds(snapshot: Snapshot) -> int:
+    """Those that every candidate is trained with."""
+    spec: Mapping[str, Any] = snapshot.settings.get("spec", {})
+    return int(spec.get("seeds", 1))
 
 
 def _latency(rows: Sequence[Row], trials: Mapping[int, Trial]) -> dict[str, Any]:
@@ -271,11 +275,8 @@ def _savings(saved: history.Savings) -> str:
         told.append(f"{_trials(saved.stopped)} stopped early, which spared {saved.stopped_epochs} epochs{_hours(saved.stopped_seconds)}")
     if saved.failed:
         told.append(f"{saved.failed} trial{'s' * (saved.failed != 1)} failed")
-    return (
-        f"Not trained: {'; '.join(told)}."
-        if told
-        else "Every trial was trained to its end: no limit, no early stop and no failure spared one."
-    )
+    spared = f"Not trained: {'; '.join(told)}." if told else "No limit, no early stop and no failure kept a trial from its end."
+    return f"{spared} No architecture was tried twice: where a sampler proposed one again, another was drawn."
 
 
 def _trials(count: int) -> str:

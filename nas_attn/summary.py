@@ -1,10 +1,11 @@
 """A study in Markdown, short enough for a pull request: the answer, the front, what to know before believing it, how to get it again."""
 
 from nas_attn import facts
-from nas_attn.answer import answer, chance, placed
+from nas_attn.answer import answer, chance, placed, points
 from nas_attn.caveats import caveats
 from nas_attn.markdown import code, markdown
-from nas_attn.page import Study, command, fixed
+from nas_attn.page import Study
+from nas_attn.subject import command
 
 MOST = 8
 
@@ -28,11 +29,11 @@ def summary(study: Study) -> str:
 def _front(study: Study) -> str:
     if study.believed is None:
         return ""
-    lines = ["| trial | what | mAP50-95 (90 %) | gain (90 %) | latency | beats the base |", "|---|---|---|---|---|---|"]
+    lines = ["| trial | what | mAP50-95 (90 %) | gain, points (90 %) | latency | beats the base |", "|---|---|---|---|---|---|"]
     for member in study.believed.front[:MOST]:
         claim, trial = member.claim, member.trial
         base = not trial.architecture.placements
-        gain = "" if base else f"{fixed(claim.gain, 4, True)} ({fixed(claim.gain_low, 4, True)} to {fixed(claim.gain_high, 4, True)})"
+        gain = "" if base else f"{points(claim.gain)} ({points(claim.gain_low)} to {points(claim.gain_high)})"
         lines.append(
             f"| {trial.number} | {markdown(placed(trial.architecture, study.drawing))} "
             f"| {claim.mean:.4f} ({claim.low:.4f} to {claim.high:.4f}) | {gain} "

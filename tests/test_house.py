@@ -116,6 +116,7 @@ HOUSE: dict[str, set[str]] = {
     "picture": {"matplotlib"},
     "replay_picture": {"matplotlib"},
     "sketch": set(),
+    "subject": set(),
     "answer": set(),
     "caveats": set(),
     "charts": set(),

@@ -232,8 +232,8 @@ def test_losses_beyond_one_sigma_are_no_noise():
 
 def test_the_page_shows_the_controls():
     text = flat(snapshot(base(controls={"help: longer fit": measured(0.33), "harm: noise": measured(0.295)})))
-    assert "help: longer fit 0.3300 +0.0300 +7.5 1 separated by more than two σ" in text
-    assert "harm: noise 0.2950 −0.0050 −1.2 1 not separated by more than two σ" in text
+    assert "help: longer fit 0.3300 +3.00 +7.5 1 separated by more than two σ" in text
+    assert "harm: noise 0.2950 −0.50 −1.2 1 not separated by more than two σ" in text
     assert "No positive control was run" in flat(snapshot(base()))
     lost = snapshot(base(controls={"harm": Failure(stage="build", error="no such row")}))
     assert "not known build: no such row" in flat(lost)
@@ -248,8 +248,8 @@ def test_the_page_shows_the_gates():
 
 def test_the_page_shows_the_quality_of_latency():
     text = flat(snapshot(base(), trial(1, A, 0.31, 1.1, quality="ungated", width=0.2)))
-    assert "2 architectures were timed beside the base, which took 8.00 ms" in text
-    assert "1 ratios passed the quality gate, 1 did not (trials 1:" in text
+    assert "2 architectures, the base among them, were timed beside the base, which took 8.00 ms" in text
+    assert "1 ratios passed the quality gate, 1 did not (read their ratios with their intervals: trials 1)" in text
     assert "0.205 wide in the median, 0.400 at most" in text
 
 
@@ -265,7 +265,7 @@ def test_passwords_are_masked():
     url = "postgresql://ann:s3cret@db.example/study"
     text = flat(snapshot(base(), settings={"storage": url, "command": f"nas-attn search x --storage {url}"}))
     assert "s3cret" not in text
-    assert text.count("postgresql://ann:***@db.example/study") == 3
+    assert text.count("postgresql://ann:***@db.example/study") == 4
 
 
 def test_names_in_any_script_and_with_dollars_are_drawn():
@@ -334,7 +334,17 @@ def test_repeats_are_told():
     assert "Trained with further seeds" not in flat(STUDIES["one trial"])
 
 
+def test_the_page_begins_with_what_the_study_was_of():
+    settings = {
+        "spec": {"base": "yolo11n.yaml", "proxy": {"epochs": 4, "imgsz": 160}, "seeds": 2},
+        "command": "nas-attn search yolo11 --data blood/data.yaml --trials 9 --out x",
+    }
+    text = flat(snapshot(base(), trial(1, A, [0.31, 0.31], 1.1), trial(2, B, [0.31, 0.31, 0.31], 1.1), settings=settings))
+    assert "yolo11n on blood/data.yaml trained for 4 epochs at 160 px latency on cpu, 1 thread: the base 8.0 ms" in text
+    assert "because that settled most: trial 2 (3 seeds)" in text, "two seeds are what every candidate has"
+
+
 def test_what_was_not_trained_is_told():
     text = flat(snapshot(base(), trial(1, A, 0.31, 1.1), rejected(2), rejected(3), failed(4)))
     assert "Not trained: 2 trials were rejected by a limit before any training (about 88 s); 1 trial failed." in text
-    assert "Every trial was trained to its end" in flat(STUDIES["one trial"])
+    assert "No limit, no early stop and no failure kept a trial from its end. No architecture was tried twice" in flat(STUDIES["one trial"])

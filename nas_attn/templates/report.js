@@ -10,6 +10,7 @@
     return (value < 0 && !nothing ? "−" : sign && !nothing ? "+" : "") + text;
   };
 
+  const points = (gain) => fixed(100 * gain, 2, true);
   const chance = (p) => (p >= 0.995 ? "over 0.99" : p < 0.005 ? "under 0.01" : p.toFixed(2));
 
   // -- colours: figures name variables of the style ----------------------------------------------------------------------------------
@@ -56,7 +57,7 @@
     const rows = [
       ["observed mAP50-95", fixed(trial.map50_95, 4) + (trial.seeds ? " (" + trial.seeds + (trial.seeds === 1 ? " seed)" : " seeds)") : "")],
       ["expected mAP50-95", trial.mean === undefined ? null : fixed(trial.mean, 4) + " (90 %: " + fixed(trial.low, 4) + " to " + fixed(trial.high, 4) + ")"],
-      ["expected gain", trial.mean === undefined || number === data.base ? null : fixed(trial.gain, 4, true) + " (90 %: " + fixed(trial.gain_low, 4, true) + " to " + fixed(trial.gain_high, 4, true) + ")"],
+      ["expected gain", trial.mean === undefined || number === data.base ? null : points(trial.gain) + " points (90 %: " + points(trial.gain_low) + " to " + points(trial.gain_high) + ")"],
       ["beats the base", trial.mean === undefined || number === data.base ? null : "with probability " + chance(trial.p_beats)],
       ["on the front", trial.mean === undefined ? null : "with probability " + chance(trial.p_front)],
       ["latency", trial.latency === null ? null : fixed(trial.latency, 3) + " × (95 %: " + fixed(trial.latency_low, 3) + " to " + fixed(trial.latency_high, 3) + ", " + trial.quality + "), " + fixed(trial.ms, 2) + " ms"],
@@ -125,6 +126,7 @@
     const step = [...steps].reverse().find((s) => s.limit <= value + 5e-4);
     $(".reason", place).textContent = step ? step.reason : "No trial that can be recommended is that fast.";
     $("code", place).textContent = step ? step.command : "";
+    $(".command", place).hidden = !step || !step.command;
     if (step) show(step.number);
     line(value);
   }
@@ -175,10 +177,10 @@
     $("h3", place).textContent = module + " after " + site;
     const here = data.options.filter((o) => o.row === row && o.module === module);
     const pairs = data.interactions.filter((i) => i.sides.some((s) => s.row === row && s.module === module));
-    fill($("#cell-options", place), here.map((o) => [o.params || "–", fixed(100 * o.gain, 2, true) + " (" + fixed(100 * o.gain_low, 2, true) + " to " + fixed(100 * o.gain_high, 2, true) + ")", fixed(100 * o.latency, 1, true) + " %", String(o.trials)]));
+    fill($("#cell-options", place), here.map((o) => [o.params || "–", points(o.gain) + " (" + points(o.gain_low) + " to " + points(o.gain_high) + ")", fixed(100 * o.latency, 1, true) + " %", String(o.trials)]));
     fill($("#cell-pairs", place), pairs.map((i) => {
       const other = i.sides.find((s) => !(s.row === row && s.module === module)) || i.sides[0];
-      return [other.module + " after " + (data.labels[other.row] || "row " + other.row), fixed(100 * i.gain, 2, true) + " (" + fixed(100 * i.gain_low, 2, true) + " to " + fixed(100 * i.gain_high, 2, true) + ")", String(i.trials)];
+      return [other.module + " after " + (data.labels[other.row] || "row " + other.row), points(i.gain) + " (" + points(i.gain_low) + " to " + points(i.gain_high) + ")", String(i.trials)];
     }));
     $("#cell-none", place).hidden = pairs.length > 0;
     $("#cell-pairs", place).closest("table").hidden = pairs.length === 0;
