@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -56,7 +57,7 @@ def export(snapshot: Snapshot, setup: Setup, trial: Trial, to: Path, *, scale: s
     if others:
         raise InputError(f"An export's folder holds exactly one YAML, but {to} holds {others}; give another --to.")
     weights = _copy_weights(snapshot, trial, to) if scale == setup.scale else None
-    file.write_text(_header(snapshot, trial, setup) + _dump(config))
+    file.write_text(_header(snapshot, trial, setup, reason) + _dump(config))
     facts = _facts(snapshot, setup, trial, file.name, weights, reason)
     for name in ("card.md", "train.py"):
         (to / name).write_text(_template(name).render(facts))
@@ -181,10 +182,12 @@ def _dump(config: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _header(snapshot: Snapshot, trial: Trial, setup: Setup) -> str:
+def _header(snapshot: Snapshot, trial: Trial, setup: Setup, reason: str) -> str:
+    why = textwrap.fill(printable(reason), 136, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False) + "\n" if reason else ""
     return (
         f"# {printable(setup.base)} with {printable(trial.architecture)}; rows are numbered after the insertion.\n"
         f"# Exported by nas_attn {version('nas-attn')} from study {printable(snapshot.name)}, trial {trial.number}; see card.md.\n"
+        f"{why}"
         f"# Derived from a model file of Ultralytics (AGPL-3.0). Run `{_imports(setup)}` before Ultralytics builds it.\n\n"
     )
 

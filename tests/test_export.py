@@ -78,6 +78,7 @@ def test_its_files_say_what_it_is(candidate: Trial, exported: Exported) -> None:
     config = yaml.safe_load(text)
     assert (config["nc"], list(config["scales"])) == (4, ["n"])
     assert f"trial {candidate.number}" in text.splitlines()[1]
+    assert text.splitlines()[2] == "# Because of a test."
     names = [row[2] for row in config["backbone"] + config["head"]]
     assert sum(name.startswith("nas_attn.") for name in names) == len(candidate.architecture.placements)
     card = (exported.folder / "card.md").read_text()

@@ -19,6 +19,7 @@ from nas_attn.record import load_study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+OWN_DATA = (ROOT / "docs" / "own-data.md").read_text()
 BLOOD = ROOT.parent / "shared" / "data" / "bccd320"
 YOLOBENCH = ROOT.parent / "shared" / "data" / "yolobench" / "yolobench.csv"
 SHORTER = {
@@ -35,9 +36,13 @@ YOLO(sys.argv[1]).train(data=sys.argv[2], epochs=1, imgsz=96, plots=False, proje
 
 
 def commands(section: str) -> list[list[str]]:
-    """The `nas-attn` lines of the `sh` blocks below a heading, as arguments."""
-    text = re.split(r"^## ", README, flags=re.MULTILINE)
-    body = next(part for part in text if part.startswith(section))
+    """The `nas-attn` lines of the `sh` blocks below a heading of the README, as arguments."""
+    parts = re.split(r"^## ", README, flags=re.MULTILINE)
+    return typed(next(part for part in parts if part.startswith(section)))
+
+
+def typed(body: str) -> list[list[str]]:
+    """The `nas-attn` lines of a text's `sh` blocks, as arguments."""
     blocks = re.findall(r"```sh\n(.*?)```", body, flags=re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("nas-attn ")]
@@ -72,6 +77,18 @@ def test_every_table_of_the_results_is_there_and_described() -> None:
             assert found, f"{name} of results/README.md is not in results/"
             described |= set(found)
     assert kept <= described, kept - described
+
+
+def test_every_picture_and_file_that_the_walk_through_names_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", OWN_DATA):
+        assert (ROOT / "docs" / target).exists(), target
+    assert "@" not in re.sub(r"[\w)]@\d", "", OWN_DATA), "a place that was to be filled"
+
+
+def test_the_walk_through_has_the_commands_of_the_readme() -> None:
+    steps = typed(OWN_DATA)
+    assert steps[:-1] == commands("A real search")
+    assert steps[-1][:3] == ["nas-attn", "verify", "blood"]
 
 
 def test_version_and_changelog_agree() -> None:
@@ -136,20 +153,23 @@ def test_the_walk_through_on_real_photographs(tmp_path: Path) -> None:
             for number, file in enumerate(sorted((tmp_path / "bccd320" / kind / split).iterdir())):
                 if number % 3:
                     file.unlink()
-    space = (ROOT / "search_spaces" / "all.yaml").read_text()
+    space = (ROOT / "search_spaces" / "yolo11-cpu.yaml").read_text()
     for long, short in SHORTER.items():
         assert long in space
         space = space.replace(long, short)
     (tmp_path / "shorter.yaml").write_text(space)
-    steps = commands("A real search")
-    assert [s[1] for s in steps] == ["search", "search", "report", "pick", "export", "train"]
+    steps = typed(OWN_DATA)
+    assert [s[1] for s in steps] == ["search", "search", "report", "pick", "export", "train", "verify"]
+    number = steps[-1][steps[-1].index("--trial") + 1]
+    steps[-1].append("--dry-run")  # what it trains is in test_verify.py
     for step in steps:
-        cut = [{"all": "shorter.yaml", "20": "4", "8": "1"}.get(word, word) for word in step]
+        cut = [{"yolo11-cpu": "shorter.yaml", "24": "4", "8": "1", number: "1"}.get(word, word) for word in step]
         before = {f: f.stat().st_mtime_ns for f in (tmp_path / "bccd320").rglob("*")}
         output = run(cut, tmp_path)
-        if step[1] != "train":
+        if step[1] == "train":
+            assert "Trained:" in output
+        else:
             assert {f: f.stat().st_mtime_ns for f in (tmp_path / "bccd320").rglob("*")} == before
-    assert "Trained:" in output
     trials = load_study(tmp_path / "blood").trials
     assert [t.state for t in trials].count("COMPLETE") == 4
     assert not [t for t in trials if t.state == "RUNNING"]
