@@ -74,8 +74,9 @@ def of_plane(snapshot: Snapshot, believed: Posterior | None) -> Posterior | None
 
 
 def points(gain: float, sign: bool = True) -> str:
-    """A difference of mAP50-95 in points, hundredths of it, as papers give it, with a true minus."""
-    return f"{100 * gain:{'+' if sign else ''}z.2f}".replace("-", "−")
+    """A difference of mAP50-95 in points, hundredths of it, as papers give it: a true minus, and no sign before nothing."""
+    text = f"{100 * gain:z.2f}"
+    return f"+{text}" if sign and float(text) > 0 else text.replace("-", "−")
 
 
 def placed(architecture: Architecture, drawing: Network) -> str:

@@ -39,7 +39,7 @@ def front(snapshot: Snapshot, rows: Sequence[Row], members: Sequence[Row], belie
     if over:
         data.append(_rejected(over))
     layout = _layout("latency, ratio to the base", "mAP50-95", shapes=shapes)
-    return {"data": data, "layout": {**layout, "yaxis": {**layout["yaxis"], "range": [low, high]}}}
+    return {"data": data, "layout": {**layout, "yaxis": {**layout["yaxis"], "range": [low, high], "tickformat": ".3f"}}}
 
 
 def _observed(points: Sequence[Row], base: int | None) -> Chart:
@@ -155,7 +155,7 @@ def progress(steps: Sequence[Step]) -> Chart | None:
         "hovertemplate": "after %{x:.0f} s of training: %{y:.4f}<extra></extra>",
     }
     layout = {
-        **_layout("trials", "hypervolume of the observed front"),
+        **_layout("trials", "hypervolume"),
         "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
         "xaxis": {**_axis("trials, measured or stopped"), "domain": [0, 0.48]},
         "xaxis2": {**_axis("seconds of training, all workers together"), "domain": [0.52, 1]},
