@@ -161,6 +161,10 @@
       });
     }
     for (const cell of all("svg .cell")) {
+      if (!$("#cell-card")) { // a page without the card has nothing to open: its cells are no buttons
+        cell.removeAttribute("role"); cell.removeAttribute("tabindex");
+        continue;
+      }
       const open = () => interactions(Number(cell.dataset.row), cell.dataset.module, cell);
       cell.addEventListener("click", open);
       cell.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } });
