@@ -1,5 +1,6 @@
 """The commands `report` and `compare`: parse, call, print."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from rich.console import Console
 from nas_attn.cli_storage import StorageUrl
 
 console = Console(highlight=False)
+SECOND = "NAS_ATTN_SECOND_STORAGE"
+"""Where the second of two studies lies, if in another storage than the first. No option has it: `ps` would show its password."""
 
 
 def report(
@@ -57,13 +60,18 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A study's folder.")],
     second: Annotated[Path, typer.Argument(help="Another study's folder: other data, another scale, other modules.")],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("compare.html"),
+    storage: StorageUrl = None,
 ) -> None:
-    """Two studies side by side: what each recommends, their fronts, and where their placements' effects agree."""
+    """Two studies side by side: what each recommends, their fronts, and where their placements' effects agree.
+
+    --storage is that of every study that has no study.db in its folder. Where the second lies in another one, set NAS_ATTN_SECOND_STORAGE.
+    """
     from nas_attn import comparison
     from nas_attn.files import write_atomic
     from nas_attn.record import load_study
 
-    compared = comparison.compare(load_study(first), load_study(second))
+    urls = (storage, os.environ.get(SECOND) or storage)
+    compared = comparison.compare(*(load_study(folder, _of(folder, url)) for folder, url in zip((first, second), urls, strict=True)))
     text = comparison.page(compared)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, lambda file: file.write_text(text, encoding="utf-8"))
@@ -71,3 +79,10 @@ def compare(
     for line in comparison.words(compared):
         console.print(line, markup=False, soft_wrap=True, width=width)
     console.print(str(out), markup=False, soft_wrap=True)
+
+
+def _of(folder: Path, url: str | None) -> str | None:
+    """The storage of a study: its folder's own file where it lives there, else the one that was given."""
+    from nas_attn.home import DEFAULT, home_of
+
+    return None if (folder / DEFAULT).is_file() and home_of(folder) in (None, DEFAULT) else url

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import pytest
 from fake_evaluator import Fake
-from fault_driver import undisturbed
+from fault_driver import TARGET, search, undisturbed
 from snapshots import network, study
 
 from nas_attn import cli_report, columns, lock, report
+from nas_attn.pool import InlinePool
 from nas_attn.record import load_study
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +119,33 @@ def test_figures_and_a_comparison_from_the_command_line(searched, tmp_path, caps
     assert lines[0].startswith("study: ")
     assert lines[-1] == str(tmp_path / "new" / "both.html")
     assert (tmp_path / "new" / "both.html").stat().st_size > 4e6
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_studies_elsewhere_are_compared_by_their_storages(tmp_path, shared):
+    """Of the first the folder has the file; two others lie in one storage, or in two."""
+    urls = [f"sqlite:///{tmp_path / name}.db" for name in (("one", "one") if shared else ("one", "two"))]
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, url in zip(folders, urls, strict=True):
+        folder.mkdir()
+        search(folder, InlinePool(TARGET), 2, Fake(), url, tell=lambda _: None)
+    undisturbed(tmp_path / "own", 2, Fake())
+    page, second = str(tmp_path / "both.html"), {} if shared else {cli_report.SECOND: urls[1]}
+    told = nas_attn("compare", *folders, "--out", page, NAS_ATTN_STORAGE=urls[0], **second)
+    assert told.returncode == 0, told.stderr
+    assert [line.partition(":")[0] for line in told.stdout.splitlines()[:2]] == ["a", "b"]
+    mixed = nas_attn("compare", tmp_path / "own", folders[1], "--out", page, "--storage", urls[1])
+    assert mixed.returncode == 0, mixed.stderr
+    assert [line.partition(":")[0] for line in mixed.stdout.splitlines()[:2]] == ["own", "b"]
+    lost = nas_attn("compare", *folders, "--out", page)
+    assert lost.returncode == 2
+    assert "give --storage" in lost.stderr
+
+
+def nas_attn(*words, **environment):
+    given = {**{name: value for name, value in os.environ.items() if not name.startswith("NAS_ATTN_")}, **environment}
+    program = str(Path(sys.executable).with_name("nas-attn"))
+    return subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=False, env=given, timeout=300)
 
 
 def test_the_readmes_commands_run(searched, tmp_path):
