@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from nas_attn import columns, effects, figures, history, network
+from nas_attn import answer, columns, effects, figures, history, network
 from nas_attn.columns import COLUMNS, RECOMMENDED, Row, front_table, recommended_table, table
 from nas_attn.files import write_atomic
 from nas_attn.outcome import Snapshot
@@ -83,10 +83,11 @@ def write(snapshot: Snapshot, folder: Path, refresh_s: float | None = None) -> t
     `atlas.csv` and `interactions.csv` are. trials.parquet holds what trials.csv does. With `refresh_s` the page loads itself again.
     """
     told = study(snapshot)
+    answered = answer.answer(snapshot, told.believed, told.drawing)
     files = {
         "report.html": page(told, refresh_s).encode(),
         "summary.md": summary(told).encode(),
-        "front.png": picture(snapshot, table(snapshot), front_table(snapshot)),
+        "front.png": picture(snapshot, table(snapshot), front_table(snapshot), told.believed, (answered.headline, answered.sentence)),
         **{name: text.encode() for name, text in told.tables.items()},
         "trials.parquet": _parquet(frame(snapshot)),
     }

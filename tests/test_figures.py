@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from snapshots import HOSTILE, base, failed, placement, rejected, snapshot, study, trial, with_network
 
-from nas_attn import columns, comparison, figures, report, summary
+from nas_attn import charts, columns, comparison, figures, history, report, summary
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.network import Network, Node
 
@@ -38,6 +38,15 @@ def test_every_figure_is_a_png_and_an_svg_whose_text_is_text(told):
             assert len(texts.strip()) > 20, name
     assert b"neck" in made["atlas.svg"]
     assert made == figures.files(told)
+
+
+def test_the_front_has_the_answer_and_progress_the_pages_axes(told):
+    made = figures.files(told)
+    assert b">Keep the base<" in made["front.svg"]
+    assert b"on the expected front" in made["front.svg"]
+    layout = charts.progress(history.progress(told.snapshot))["layout"]
+    for axis in ("xaxis", "xaxis2", "yaxis"):
+        assert layout[axis]["title"]["text"].encode() in made["progress.svg"]
 
 
 def test_what_has_nothing_to_show_is_left_out():
