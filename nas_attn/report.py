@@ -17,7 +17,7 @@ from nas_attn import answer, columns, effects, figures, history, network
 from nas_attn.columns import COLUMNS, RECOMMENDED, Row, front_table, recommended_table, table
 from nas_attn.files import write_atomic
 from nas_attn.outcome import Snapshot
-from nas_attn.page import Study, page
+from nas_attn.page import Study, page, renewed
 from nas_attn.picture import picture
 from nas_attn.posterior import believe
 from nas_attn.record import load_study
@@ -92,6 +92,13 @@ def write(snapshot: Snapshot, folder: Path, refresh_s: float | None = None) -> t
         "trials.parquet": _parquet(frame(snapshot)),
     }
     return _written(files, folder)
+
+
+def renew(folder: Path) -> None:
+    """Of a study that has not changed: its page in `folder`, which loads itself again, is told that it is still watched."""
+    file = folder / "report.html"
+    if file.is_file():
+        _written({file.name: renewed(file.read_text(encoding="utf-8")).encode()}, folder)
 
 
 def write_figures(snapshot: Snapshot, folder: Path) -> tuple[Path, ...]:

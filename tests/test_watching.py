@@ -13,12 +13,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import chromium
 import pytest
 from fake_evaluator import Fake
 from fault_driver import TARGET, search, undisturbed
 from snapshots import network, study
 
 from nas_attn import cli_report, lock, report
+from nas_attn.errors import StudyError
 from nas_attn.pool import InlinePool
 from nas_attn.record import load_study
 
@@ -178,3 +180,77 @@ def test_every_table_has_the_columns_that_are_described(searched, tmp_path):
     report.write(load_study(searched), tmp_path)
     for name, about in report.ABOUT.items():
         assert (tmp_path / name).read_text().splitlines()[0] == ",".join(about)
+
+
+def test_a_watcher_waits_for_a_study_that_is_not_begun(tmp_path, monkeypatch, capsys):
+    """The driver holds the lock before it has written any study; its storage is away once more between two looks."""
+    held, looks = lock.FolderLock.take(tmp_path), []
+
+    def look(*_):
+        looks.append(len(looks))
+        if looks[-1] in (0, 1, 3):
+            raise StudyError(f"no study at look {looks[-1]}")
+        if looks[-1] == 4:
+            held.close()
+        return dataclasses.replace(study(3), folder=tmp_path)
+
+    monkeypatch.setattr("nas_attn.record.load_study", look)
+    cli_report.report(tmp_path, watch=True, every=0.01)
+    waits = [line for line in capsys.readouterr().out.splitlines() if "no study that can be read" in line]
+    assert [line.partition(": ")[2] for line in waits] == ["no study at look 0", "no study at look 3"]
+    assert looks == [0, 1, 2, 3, 4, 5]
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_watcher_does_not_wait_for_ever(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli_report, "PATIENCE_S", 0.0)
+    with pytest.raises(StudyError, match=r"must hold `study\.db`"):
+        cli_report.report(tmp_path / "nowhere", watch=True, every=0.01)
+    assert capsys.readouterr().out.count("no study that can be read; trying again for 0 s") == 1
+
+
+def written_s(file):
+    return float(re.search(r'"written_s": ([\d.]+)', file.read_text())[1])
+
+
+def test_each_look_renews_the_time_of_the_page(tmp_path, monkeypatch):
+    held, looks, seen = lock.FolderLock.take(tmp_path), [], []
+
+    def look(*_):
+        if looks:
+            seen.append(written_s(tmp_path / "report.html"))
+        looks.append(len(looks))
+        if len(looks) == 3:
+            held.close()
+        return dataclasses.replace(study(3), folder=tmp_path)
+
+    monkeypatch.setattr("nas_attn.record.load_study", look)
+    cli_report.report(tmp_path, watch=True, every=0.01)
+    assert seen == sorted(set(seen))
+    assert len(seen) == 3
+    assert '"written_s": null' in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not chromium.there(), reason="needs Debian's chromium and chromium-driver (.ci/run installs them)")
+def test_a_page_that_nobody_watches_any_more_says_so_and_rests(tmp_path):
+    """Reloads are counted by the timers of their length, which nothing else on the page sets."""
+    page = tmp_path / "report.html"
+    report.write(dataclasses.replace(study(3), folder=tmp_path), tmp_path, refresh_s=123.0)
+    count = (
+        "window.asked = []; const set = setTimeout; "
+        "window.setTimeout = (f, ms, ...rest) => { window.asked.push(ms); return set(f, ms, ...rest); };"
+    )
+    driver = chromium.start(f"--user-data-dir={tmp_path / 'profile'}")
+    try:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": count})
+        for age_s, reloads, told in ((0, 1, 0), (1100, 1, 0), (1300, 0, 1)):
+            page.write_text(re.sub(r'"written_s": [\d.]+', f'"written_s": {time.time() - age_s}', page.read_text()))
+            driver.get(page.as_uri())
+            assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
+            assert driver.execute_script("return window.asked.filter((ms) => ms === 123000).length") == reloads
+            assert len(driver.find_elements("id", "unwatched")) == told
+        assert driver.find_element("id", "unwatched").text.startswith("No longer watched since ")
+        assert [entry["message"] for entry in driver.get_log("browser")] == []
+    finally:
+        driver.quit()
