@@ -39,10 +39,27 @@ ABOUT: Mapping[str, str] = {
     "error": "why there is no score",
 }
 COLUMNS = tuple(ABOUT)
-RECOMMENDED = (
-    "number", "digest", "architecture", "map50_95", "map50_95_low", "map50_95_high", "latency_ratio", "latency_ms", "params_m", "gmacs",
-    "gain", "gain_low", "gain_high", "p_non_dominated", "p_beats_base", "recommended", "observed_map50_95", "seeds",
-)  # fmt: skip
+RECOMMENDED: Mapping[str, str] = {
+    "number": "the trial's number; 0 is the base",
+    "digest": "the architecture's fingerprint",
+    "architecture": "as JSON, as in trials.csv",
+    "map50_95": "the mAP50-95 that the model of all trials expects",
+    "map50_95_low": "lower end of its 90 % interval",
+    "map50_95_high": "upper end of it",
+    "latency_ratio": "latency over the base's",
+    "latency_ms": "latency of one forward pass, ms",
+    "params_m": "parameters, millions",
+    "gmacs": "multiply-accumulates of one image, giga",
+    "gain": "expected mAP50-95 less the base's",
+    "gain_low": "lower end of its 90 % interval",
+    "gain_high": "upper end of it",
+    "p_non_dominated": "probability that no other measured architecture dominates it",
+    "p_beats_base": "probability that its mAP50-95 is above the base's; empty for the base",
+    "recommended": "True: the base, or beats it with a probability of 0.98 or more",
+    "observed_map50_95": "mAP50-95 as observed, mean over seeds",
+    "seeds": "finished trainings behind that",
+}
+"""What each column of recommended.csv holds."""
 
 
 def table(snapshot: Snapshot) -> list[Row]:

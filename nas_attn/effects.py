@@ -36,8 +36,31 @@ LEFT = 10.0 ** np.linspace(-5, 2, 29)
 RESOLUTION = 1e-4
 """Latency ratios that differ by less are alike."""
 
-COLUMNS = ("row", "module", "params", "trials", "gain", "gain_low", "gain_high", "p_better", "latency", "latency_low", "latency_high")
-INTERACTION_COLUMNS = ("first_row", "first_module", "second_row", "second_module", "trials", "gain", "gain_low", "gain_high")
+COLUMNS: Mapping[str, str] = {
+    "row": "the row of the base after which the module stands",
+    "module": "the module's name",
+    "params": "its hyperparameters; empty: the mean over those that were tried there",
+    "trials": "measured architectures that hold it",
+    "gain": "expected change of mAP50-95 by it alone, against the base",
+    "gain_low": "lower end of its 90 % interval",
+    "gain_high": "upper end of it",
+    "p_better": "probability that the change is above zero",
+    "latency": "expected change of latency_ratio by it alone",
+    "latency_low": "lower end of its 90 % interval",
+    "latency_high": "upper end of it",
+}
+"""What each column of atlas.csv holds."""
+INTERACTION_COLUMNS: Mapping[str, str] = {
+    "first_row": "the row of the base after which the first module stands",
+    "first_module": "its name",
+    "second_row": "the row after which the second stands",
+    "second_module": "its name",
+    "trials": "measured architectures that hold both",
+    "gain": "expected change of mAP50-95 by both together beyond the sum of each alone",
+    "gain_low": "lower end of its 90 % interval",
+    "gain_high": "upper end of it",
+}
+"""What each column of interactions.csv holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

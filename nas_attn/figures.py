@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from nas_attn import facts, history, sketch
+from nas_attn import answer, charts, facts, history, sketch
 from nas_attn.columns import Row, front_table, in_plane, table
 from nas_attn.effects import Effect
 from nas_attn.network import Network
@@ -46,21 +46,22 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 
 def _front(study: Study) -> Figure | None:
-    snapshot = study.snapshot
-    points = in_plane(table(snapshot))
-    return draw(snapshot, points, in_plane(front_table(snapshot))) if points else None
+    snapshot, believed = study.snapshot, study.believed
+    points, told = in_plane(table(snapshot)), answer.answer(snapshot, believed, study.drawing)
+    members = in_plane(front_table(snapshot))
+    return draw(snapshot, points, members, believed, (told.headline, told.sentence)) if points else None
 
 
 def _progress(study: Study) -> Figure | None:
-    steps = history.progress(study.snapshot)
-    if len(steps) < 2:
+    """The page's figure, in its units: its traces and the titles of its axes."""
+    chart = charts.progress(history.progress(study.snapshot))
+    if chart is None:
         return None
     figure = Figure(figsize=(9.6, 3.4), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    pairs = (([s.trials for s in steps], "measured trials"), ([s.seconds / 3600 for s in steps], "hours of training, all workers together"))
-    for ax, (x, label) in zip(axes, pairs, strict=True):
-        _frame(ax, label, "hypervolume of the observed front" if ax is axes[0] else "")
-        ax.step(x, [s.hypervolume for s in steps], where="post", color=BLUE, linewidth=1.8)
+    axes, layout = figure.subplots(1, 2, sharey=True), chart["layout"]
+    for ax, trace, name in zip(axes, chart["data"], ("xaxis", "xaxis2"), strict=True):
+        _frame(ax, layout[name]["title"]["text"], layout["yaxis"]["title"]["text"] if ax is axes[0] else "")
+        ax.step(trace["x"], trace["y"], where="post", color=BLUE, linewidth=1.8)
     return figure
 
 

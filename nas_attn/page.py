@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,13 +39,18 @@ class Study:
 
 
 def page(study: Study, refresh_s: float | None = None) -> str:
-    """The document; with `refresh_s` it loads itself again after so many seconds."""
+    """The document; with `refresh_s` it loads itself again after so many seconds, while `renewed` comes often enough."""
     rows = with_words(study.snapshot, table(study.snapshot))
     members = with_words(study.snapshot, front_table(study.snapshot))
     context = _context(study, rows, members)
     return template("report.html.j2").render(
         {**context, "study_json": embedded(_payload(study, rows, members, context, refresh_s)), "plotly": plotly_script()}
     )
+
+
+def renewed(text: str) -> str:
+    """A document that loads itself again, as if it had been written now: by its time it tells whether somebody still watches the study."""
+    return re.sub(r'"written_s": [\d.]+', f'"written_s": {time.time()}', text, count=1)
 
 
 def plotly_script() -> str:
@@ -169,6 +175,7 @@ def _payload(study: Study, rows: list[Row], members: list[Row], context: Mapping
         "interactions": [_interaction(pair) for pair in study.atlas.interactions] if study.atlas else [],
         "tables": dict(study.tables),
         "refresh_s": refresh_s,
+        "written_s": None if refresh_s is None else time.time(),
     }
 
 

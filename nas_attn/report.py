@@ -5,7 +5,7 @@ enters. Whatever users wrote is escaped, and passwords in storage URLs are maske
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,33 @@ from pathlib import Path
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from nas_attn import effects, figures, history, network
+from nas_attn import answer, columns, effects, figures, history, network
 from nas_attn.columns import COLUMNS, RECOMMENDED, Row, front_table, recommended_table, table
 from nas_attn.files import write_atomic
 from nas_attn.outcome import Snapshot
-from nas_attn.page import Study, page
+from nas_attn.page import Study, page, renewed
 from nas_attn.picture import picture
 from nas_attn.posterior import believe
 from nas_attn.record import load_study
 from nas_attn.summary import summary
 from nas_attn.table import csv_text
 
-PROGRESS = ("trial", "trials", "seconds", "hypervolume", "front")
+PROGRESS: Mapping[str, str] = {
+    "trial": "number of the measured trial that this line is after",
+    "trials": "trials that had been measured or stopped by then",
+    "seconds": "what all trainings of the trials so far took, without the base's fit and controls",
+    "hypervolume": "that of the observed front, against a point that is fixed for the study",
+    "front": "trials on the observed front",
+}
+ABOUT: Mapping[str, Mapping[str, str]] = {
+    "trials.csv": columns.ABOUT,
+    "front.csv": columns.ABOUT,
+    "recommended.csv": RECOMMENDED,
+    "atlas.csv": effects.COLUMNS,
+    "interactions.csv": effects.INTERACTION_COLUMNS,
+    "progress.csv": PROGRESS,
+}
+"""What each column of each table holds."""
 NUMBERS = ("map50_95", "latency_ratio", "latency_ms", "params_m", "gmacs", "map50", "latency_low", "latency_high", "gain", "gain_sigmas",
            "gain_to_mean", "gate_movement", "train_seconds", "activation_mib")  # fmt: skip
 
@@ -49,14 +64,15 @@ def study(snapshot: Snapshot) -> Study:
     with threadpool_limits(1):  # matrices of a study are small: two threads wait for each other, on a busy machine for minutes
         believed, atlas = believe(snapshot), effects.atlas(snapshot)
     used = (placement.layer for trial in snapshot.trials for placement in trial.architecture.placements)
-    tables = {
-        "trials.csv": _csv(table(snapshot), COLUMNS),
-        "front.csv": _csv(front_table(snapshot), COLUMNS),
-        "recommended.csv": _csv(recommended_table(believed), RECOMMENDED),
-        "atlas.csv": _csv(effects.atlas_table(atlas) if atlas else [], effects.COLUMNS),
-        "interactions.csv": _csv(effects.interactions_table(atlas) if atlas else [], effects.INTERACTION_COLUMNS),
-        "progress.csv": _csv([asdict(step) for step in history.progress(snapshot)], PROGRESS),
+    rows = {
+        "trials.csv": table(snapshot),
+        "front.csv": front_table(snapshot),
+        "recommended.csv": recommended_table(believed),
+        "atlas.csv": effects.atlas_table(atlas) if atlas else [],
+        "interactions.csv": effects.interactions_table(atlas) if atlas else [],
+        "progress.csv": [asdict(step) for step in history.progress(snapshot)],
     }
+    tables = {name: _csv(found, ABOUT[name]) for name, found in rows.items()}
     return Study(snapshot=snapshot, believed=believed, atlas=atlas, drawing=network.load(snapshot.folder, used), tables=tables)
 
 
@@ -67,14 +83,22 @@ def write(snapshot: Snapshot, folder: Path, refresh_s: float | None = None) -> t
     `atlas.csv` and `interactions.csv` are. trials.parquet holds what trials.csv does. With `refresh_s` the page loads itself again.
     """
     told = study(snapshot)
+    answered = answer.answer(snapshot, told.believed, told.drawing)
     files = {
         "report.html": page(told, refresh_s).encode(),
         "summary.md": summary(told).encode(),
-        "front.png": picture(snapshot, table(snapshot), front_table(snapshot)),
+        "front.png": picture(snapshot, table(snapshot), front_table(snapshot), told.believed, (answered.headline, answered.sentence)),
         **{name: text.encode() for name, text in told.tables.items()},
         "trials.parquet": _parquet(frame(snapshot)),
     }
     return _written(files, folder)
+
+
+def renew(folder: Path) -> None:
+    """Of a study that has not changed: its page in `folder`, which loads itself again, is told that it is still watched."""
+    file = folder / "report.html"
+    if file.is_file():
+        _written({file.name: renewed(file.read_text(encoding="utf-8")).encode()}, folder)
 
 
 def write_figures(snapshot: Snapshot, folder: Path) -> tuple[Path, ...]:
@@ -93,8 +117,8 @@ def _put(content: bytes, file: Path) -> None:
     file.write_bytes(content)
 
 
-def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    return csv_text(pd.DataFrame(rows, columns=list(columns)))
+def _csv(rows: Sequence[Row], names: Iterable[str]) -> str:
+    return csv_text(pd.DataFrame(rows, columns=list(names)))
 
 
 def _parquet(found: pd.DataFrame) -> bytes:

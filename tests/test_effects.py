@@ -209,11 +209,11 @@ def test_of_a_study_with_one_placement_that_occurs_once_it_tells_that_one():
 def test_tables_have_exactly_the_columns():
     *_, found = known()
     rows = atlas_table(found)
-    assert [tuple(row) for row in rows] == [COLUMNS] * (len(found.cells) + len(found.options))
+    assert [tuple(row) for row in rows] == [tuple(COLUMNS)] * (len(found.cells) + len(found.options))
     assert [row["params"] for row in rows[: len(found.cells)]] == [""] * len(found.cells)
     assert rows[-1] == {name: getattr(found.options[-1], name) for name in COLUMNS}
     both = interactions_table(found)
-    assert [tuple(row) for row in both] == [INTERACTION_COLUMNS] * len(found.interactions)
+    assert [tuple(row) for row in both] == [tuple(INTERACTION_COLUMNS)] * len(found.interactions)
     assert (both[0]["first_row"], both[0]["first_module"]) == found.interactions[0].first
     assert (both[0]["second_row"], both[0]["second_module"]) == found.interactions[0].second
     plain = atlas(snapshot(base(), *(trial(k, [Placement(layer=k, module="SimAM")], 0.3, 1.02) for k in range(1, 9))))

@@ -1,4 +1,4 @@
-"""The tables, the picture and the page of every kind of study."""
+"""The tables and the page of every kind of study."""
 
 import csv
 import dataclasses
@@ -10,10 +10,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from matplotlib.text import Annotation, Text
 from snapshots import HOSTILE, base, failed, measured, network, placement, rejected, running, snapshot, stopped, study, trial
 
-from nas_attn import charts, columns, page, picture, report
+from nas_attn import charts, columns, page, report
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.outcome import Failure
 
@@ -266,60 +265,6 @@ def test_passwords_are_masked():
     text = flat(snapshot(base(), settings={"storage": url, "command": f"nas-attn search x --storage {url}"}))
     assert "s3cret" not in text
     assert text.count("postgresql://ann:***@db.example/study") == 4
-
-
-def test_names_in_any_script_and_with_dollars_are_drawn():
-    rows, front = columns.table(STUDIES["one trial"]), columns.front_table(STUDIES["one trial"])
-    for name in ("注意力", "$x^{2$", "long " * 60, "two\nlines"):
-        snap = dataclasses.replace(STUDIES["one trial"], name=name)
-        assert report.picture(snap, rows, front).startswith(b"\x89PNG")
-
-
-def crowd(rise, step):
-    """A front of 15 whose members stand close together; `step` apart in latency."""
-    names = [[placement(4, k), placement(9, k + 1), placement(16, k + 2)][: 1 + k % 3] for k in range(14)]
-    return snapshot(base(), *(trial(k + 1, names[k], 0.301 + rise * k, 1.02 + step * k, width=0.01) for k in range(14)))
-
-
-CROWDS = {"steep": crowd(0.002, 0.002), "flat": crowd(0.0002, 0.02), "diagonal": crowd(0.001, 0.01), "heap": crowd(0.0002, 0.001)}
-CROWDS["left edge"] = snapshot(base(), trial(1, [placement(4, 4), placement(16, 4)], 0.31, 0.9, width=0.001))
-CROWDS |= {f"{count} trials, seed {seed}": study(count, seed=seed) for count in (8, 60) for seed in (1, 2)}
-
-
-@pytest.mark.parametrize("name", CROWDS)
-def test_labels_of_the_picture_cover_nothing(name):
-    snap = CROWDS[name]
-    points, members = picture.in_plane(columns.table(snap)), picture.in_plane(columns.front_table(snap))
-    figure = picture.draw(snap, points, members)
-    figure.canvas.draw()
-    ax = figure.axes[0]
-    notes = [text for text in ax.texts if isinstance(text, Annotation)]
-    boxes = [Text.get_window_extent(note) for note in notes]
-    marks = [ax.transData.transform((r["latency_ratio"], r["map50_95"])) for r in points]
-    bars = [ax.transData.transform([(r["latency_low"], r["map50_95"]), (r["latency_high"], r["map50_95"])]) for r in members]
-    assert 1 <= len(notes) <= len(members) + 1
-    assert len(notes) >= len(members) or name not in ("steep", "diagonal")
-    for k, box in enumerate(boxes):
-        assert box.count_overlaps(boxes[:k] + boxes[k + 1 :]) == 0
-        assert ax.bbox.count_contains(box.corners()) == 4
-        assert not any(box.contains(x, y) for x, y in marks)
-        assert not any(box.y0 < a[1] < box.y1 and a[0] < box.x1 and b[0] > box.x0 for a, b in bars)
-        leaders = [
-            n.arrow_patch.get_path().transformed(n.arrow_patch.get_transform()) for n in notes if n is not notes[k] and n.arrow_patch
-        ]
-        assert not any(leader.intersects_bbox(box, filled=False) for leader in leaders)
-
-
-def test_the_picture_names_the_front_and_the_base():
-    snap = STUDIES["one trial"]
-    figure = picture.draw(snap, picture.in_plane(columns.table(snap)), picture.in_plane(columns.front_table(snap)))
-    texts = [text.get_text() for text in (*figure.texts, *figure.axes[0].texts)]
-    assert {"#1 LSKA@4", "base", "base ± 1σ", "demo: 2 of 2 measured architectures on the front"} <= set(texts)
-
-
-def test_the_picture_counts_what_it_does_not_show():
-    figure = picture.draw(STUDIES["every kind"], [], [])
-    assert "Besides: 1 rejected by a limit (red ticks, where in range), 1 stopped early, 1 failed, 1 running." in figure.texts[2].get_text()
 
 
 def test_fixed():

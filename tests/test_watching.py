@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,12 +13,15 @@ import time
 import urllib.request
 from pathlib import Path
 
+import chromium
 import pytest
 from fake_evaluator import Fake
-from fault_driver import undisturbed
+from fault_driver import TARGET, search, undisturbed
 from snapshots import network, study
 
-from nas_attn import cli_report, columns, lock, report
+from nas_attn import cli_report, lock, report
+from nas_attn.errors import StudyError
+from nas_attn.pool import InlinePool
 from nas_attn.record import load_study
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +123,33 @@ def test_figures_and_a_comparison_from_the_command_line(searched, tmp_path, caps
     assert (tmp_path / "new" / "both.html").stat().st_size > 4e6
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_studies_elsewhere_are_compared_by_their_storages(tmp_path, shared):
+    """Of the first the folder has the file; two others lie in one storage, or in two."""
+    urls = [f"sqlite:///{tmp_path / name}.db" for name in (("one", "one") if shared else ("one", "two"))]
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, url in zip(folders, urls, strict=True):
+        folder.mkdir()
+        search(folder, InlinePool(TARGET), 2, Fake(), url, tell=lambda _: None)
+    undisturbed(tmp_path / "own", 2, Fake())
+    page, second = str(tmp_path / "both.html"), {} if shared else {cli_report.SECOND: urls[1]}
+    told = nas_attn("compare", *folders, "--out", page, NAS_ATTN_STORAGE=urls[0], **second)
+    assert told.returncode == 0, told.stderr
+    assert [line.partition(":")[0] for line in told.stdout.splitlines()[:2]] == ["a", "b"]
+    mixed = nas_attn("compare", tmp_path / "own", folders[1], "--out", page, "--storage", urls[1])
+    assert mixed.returncode == 0, mixed.stderr
+    assert [line.partition(":")[0] for line in mixed.stdout.splitlines()[:2]] == ["own", "b"]
+    lost = nas_attn("compare", *folders, "--out", page)
+    assert lost.returncode == 2
+    assert "give --storage" in lost.stderr
+
+
+def nas_attn(*words, **environment):
+    given = {**{name: value for name, value in os.environ.items() if not name.startswith("NAS_ATTN_")}, **environment}
+    program = str(Path(sys.executable).with_name("nas-attn"))
+    return subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=False, env=given, timeout=300)
+
+
 def test_the_readmes_commands_run(searched, tmp_path):
     """Those of its section on the report, as they stand, on two studies of these names."""
     section = README.partition("## The report\n")[2].partition("\n## ")[0]
@@ -135,8 +166,91 @@ def test_the_readmes_commands_run(searched, tmp_path):
     assert (tmp_path / "blood" / "figures" / "atlas.svg").is_file()
 
 
-def test_the_columns_are_described_in_the_docs():
-    text = (ROOT / "docs" / "report.md").read_text()
-    assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE)) == {
-        name: about.replace("|", "\\|") for name, about in columns.ABOUT.items()
-    }
+def test_the_columns_of_every_table_are_described_in_the_docs():
+    sections = (ROOT / "docs" / "report.md").read_text().split("\n## The columns of ")[1:]
+    told = {}
+    for section in sections:
+        title, _, text = section.partition("\n")
+        found = {name: about.replace("\\|", "|") for name, about in re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE)}
+        told |= {name: (list(found), found) for name in title.split(" and ")}
+    assert told == {name: (list(about), dict(about)) for name, about in report.ABOUT.items()}
+
+
+def test_every_table_has_the_columns_that_are_described(searched, tmp_path):
+    report.write(load_study(searched), tmp_path)
+    for name, about in report.ABOUT.items():
+        assert (tmp_path / name).read_text().splitlines()[0] == ",".join(about)
+
+
+def test_a_watcher_waits_for_a_study_that_is_not_begun(tmp_path, monkeypatch, capsys):
+    """The driver holds the lock before it has written any study; its storage is away once more between two looks."""
+    held, looks = lock.FolderLock.take(tmp_path), []
+
+    def look(*_):
+        looks.append(len(looks))
+        if looks[-1] in (0, 1, 3):
+            raise StudyError(f"no study at look {looks[-1]}")
+        if looks[-1] == 4:
+            held.close()
+        return dataclasses.replace(study(3), folder=tmp_path)
+
+    monkeypatch.setattr("nas_attn.record.load_study", look)
+    cli_report.report(tmp_path, watch=True, every=0.01)
+    waits = [line for line in capsys.readouterr().out.splitlines() if "no study that can be read" in line]
+    assert [line.partition(": ")[2] for line in waits] == ["no study at look 0", "no study at look 3"]
+    assert looks == [0, 1, 2, 3, 4, 5]
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_watcher_does_not_wait_for_ever(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli_report, "PATIENCE_S", 0.0)
+    with pytest.raises(StudyError, match=r"must hold `study\.db`"):
+        cli_report.report(tmp_path / "nowhere", watch=True, every=0.01)
+    assert capsys.readouterr().out.count("no study that can be read; trying again for 0 s") == 1
+
+
+def written_s(file):
+    return float(re.search(r'"written_s": ([\d.]+)', file.read_text())[1])
+
+
+def test_each_look_renews_the_time_of_the_page(tmp_path, monkeypatch):
+    held, looks, seen = lock.FolderLock.take(tmp_path), [], []
+
+    def look(*_):
+        if looks:
+            seen.append(written_s(tmp_path / "report.html"))
+        looks.append(len(looks))
+        if len(looks) == 3:
+            held.close()
+        return dataclasses.replace(study(3), folder=tmp_path)
+
+    monkeypatch.setattr("nas_attn.record.load_study", look)
+    cli_report.report(tmp_path, watch=True, every=0.01)
+    assert seen == sorted(set(seen))
+    assert len(seen) == 3
+    assert '"written_s": null' in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not chromium.there(), reason="needs Debian's chromium and chromium-driver (.ci/run installs them)")
+def test_a_page_that_nobody_watches_any_more_says_so_and_rests(tmp_path):
+    """Reloads are counted by the timers of their length, which nothing else on the page sets."""
+    page = tmp_path / "report.html"
+    report.write(dataclasses.replace(study(3), folder=tmp_path), tmp_path, refresh_s=123.0)
+    count = (
+        "window.asked = []; const set = setTimeout; "
+        "window.setTimeout = (f, ms, ...rest) => { window.asked.push(ms); return set(f, ms, ...rest); };"
+    )
+    driver = chromium.start(f"--user-data-dir={tmp_path / 'profile'}")
+    try:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": count})
+        for age_s, reloads, told in ((0, 1, 0), (1100, 1, 0), (1300, 0, 1)):
+            page.write_text(re.sub(r'"written_s": [\d.]+', f'"written_s": {time.time() - age_s}', page.read_text()))
+            driver.get(page.as_uri())
+            assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
+            assert driver.execute_script("return window.asked.filter((ms) => ms === 123000).length") == reloads
+            assert len(driver.find_elements("id", "unwatched")) == told
+        assert driver.find_element("id", "unwatched").text.startswith("No longer watched since ")
+        assert [entry["message"] for entry in driver.get_log("browser")] == []
+    finally:
+        driver.quit()

@@ -163,6 +163,10 @@
       });
     }
     for (const cell of all("svg .cell")) {
+      if (!$("#cell-card")) { // a page without the card has nothing to open: its cells are no buttons
+        cell.removeAttribute("role"); cell.removeAttribute("tabindex");
+        continue;
+      }
       const open = () => interactions(Number(cell.dataset.row), cell.dataset.module, cell);
       cell.addEventListener("click", open);
       cell.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } });
@@ -246,6 +250,13 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   addEventListener("beforeprint", () => { for (const one of all("details")) { one.dataset.was = one.open; one.open = true; } });
   addEventListener("afterprint", () => { for (const one of all("details")) one.open = one.dataset.was === "true"; });
-  if (data.refresh_s) setTimeout(() => location.reload(), 1000 * data.refresh_s);
+  // Whoever watches the study renews the page's time at each look; a page that nobody writes any more, or that was mailed, grows old.
+  if (data.refresh_s && Date.now() / 1000 - data.written_s < Math.max(10 * data.refresh_s, 300)) setTimeout(() => location.reload(), 1000 * data.refresh_s);
+  else if (data.refresh_s) {
+    const told = document.createElement("p");
+    told.id = "unwatched"; told.className = "open";
+    told.textContent = "No longer watched since " + new Date(1000 * data.written_s).toLocaleString() + ": what has come since is not here; nas-attn report writes it again.";
+    $("main").prepend(told);
+  }
   document.documentElement.dataset.ready = "true";
 })();
