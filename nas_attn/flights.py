@@ -1,16 +1,18 @@
 """What a driver has handed to its pool and not got back: the fit of the base, measurements of several trials, trainings of one."""
 
+import functools
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import PoolError
+from nas_attn.losses import heard
 from nas_attn.outcome import CHECKPOINT, Job
-from nas_attn.protocol import job_key
+from nas_attn.protocol import job_key, read_costs, read_outcome
 from nas_attn.seats import memory_need_mib
 from nas_attn.work import Done, Pool, Task
 
@@ -82,7 +84,7 @@ class Flights:
         self._submit(Task(key, "train", payload, job.alone, deadline_s, pauses), Flight((number,), job))
 
     def wait(self) -> Sequence[tuple[Flight | None, Done]]:
-        """What has ended, each with its flight, which is over; None where nobody waits for the answer.
+        """What has ended, each with its flight, which is over; None where nobody waits for the answer. One that makes no sense is a loss.
 
         Raises:
             PoolError: the pool knows of no task any more.
@@ -90,8 +92,15 @@ class Flights:
         done = self._pool.wait(None)
         if not done:
             raise PoolError(f"A pool must answer for every task, but it forgot {sorted(self._flying)}; run the same command again.")
-        return [(self._flying.pop(one.key, None), one) for one in done]
+        return [_heard(self._flying.pop(one.key, None), one) for one in done]
 
     def _submit(self, task: Task, flight: Flight) -> None:
         self._flying[task.key] = flight
         self._pool.submit(task)
+
+
+def _heard(flight: Flight | None, done: Done) -> tuple[Flight | None, Done]:
+    if flight is None:
+        return None, done
+    read: Callable[[str], object] = read_outcome if flight.job is not None else functools.partial(read_costs, count=len(flight.numbers))
+    return flight, heard(done, read)

@@ -58,7 +58,8 @@ class Sentence:
         if self.counter is None or count < self.most:
             return None
         stage = "deadline" if cause == "deadline" else "memory" if cause == "memory" else "worker"
-        what = "ended its worker" if self.counter == CRASHES else "lost its node"
+        crashed = "answered nonsense or ended its worker" if cause == "answer" else "ended its worker"
+        what = crashed if self.counter == CRASHES else "lost its node"
         return Failure(stage=stage, error=f"{what} {count} times, which is not tried again; the last: {reason}")
 
 
@@ -67,6 +68,16 @@ def sentence(cause: str) -> Sentence:
     if cause in FREE:
         return Sentence(None, MAX_ATTEMPTS)
     return Sentence(CRASHES, MAX_CRASHES) if cause in BLAMED else Sentence(LOSSES, MAX_LOSSES)
+
+
+def heard(done: Done, read: Callable[[str], object]) -> Done:
+    """The end of a task. An answer of which `read` makes no sense is a loss, which counts against the task, and it is run again."""
+    if done.result is not None:
+        try:
+            read(done.result)
+        except NasAttnError as error:
+            return Done(done.key, None, str(error), "answer")
+    return done
 
 
 class Outages:

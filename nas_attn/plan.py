@@ -13,7 +13,7 @@ from nas_attn import custom, data, proxy
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.detector import base_sites, build, network
 from nas_attn.document import is_file
-from nas_attn.errors import DataError, InputError, StudyError, TransferError, nearest, shown
+from nas_attn.errors import DataError, GraphError, InputError, StudyError, TransferError, nearest, shown
 from nas_attn.export import kept_for_score
 from nas_attn.graph import Graph
 from nas_attn.jobs import rungs_for
@@ -115,7 +115,7 @@ def prepare(
         raise InputError(f"`--weights` must be a file, but {weights} is none; leave it out to fit the base from scratch.")
     if weights is None and not spec.base_fit.epochs:
         raise InputError("`base_fit.epochs: 0` takes the base as its weights are, but there are none; give --weights or epochs.")
-    graph, scale, available = base_sites(spec.base_file(source))
+    graph, scale, available = _base(spec, source)
     if graph.rows[-1].module == "RTDETRDecoder":
         raise InputError(
             f"A search needs a YOLO base, but {spec.base} ends in RTDETRDecoder, whose training differs; take e.g. yolo11n.yaml."
@@ -124,7 +124,7 @@ def prepare(
     found = data.load(data_yaml)
     if weights is not None:
         _check_weights(spec, graph, scale, found.names, weights)
-    labels = data.read_all_labels((*found.train, *(found.val if score_on == "val" else ())), len(found.names))
+    labels = _labels(found, (*found.train, *(found.val if score_on == "val" else ())))
     train, scored = _split(spec, found, [labels[image] for image in found.train], score_on)
     for name, images in (("train", train), (score_on, scored)):
         _require_boxes(name, [labels[image] for image in images], data_yaml)
@@ -208,6 +208,23 @@ def estimate(plan: Plan, trials: int, workers: int, repeats: int = 0) -> Estimat
     )
 
 
+def _base(spec: SpaceSpec, source: str) -> tuple[Graph, str, tuple[Site, ...]]:
+    base = spec.base_file(source)
+    try:
+        return base_sites(base)
+    except GraphError as error:
+        if is_file(Path(base)):
+            raise
+        raise GraphError(f"{source}: {error}") from error  # a name that nobody knows is to be mended where it stands
+
+
+def _labels(found: data.DataSet, images: tuple[str, ...]) -> dict[str, data.Labels]:
+    try:
+        return data.read_all_labels(images, len(found.names))
+    except DataError as error:  # of a class too many nobody knows which file is wrong: the labels, or the `names`
+        raise DataError(f"{found.yaml_file}: {error}") from error
+
+
 def _split(spec: SpaceSpec, found: data.DataSet, labels: list[data.Labels], score_on: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if score_on == "val":
         return found.train, found.val
@@ -232,8 +249,9 @@ def _check_weights(spec: SpaceSpec, graph: Graph, scale: str, names: tuple[str, 
 def _require_boxes(name: str, labels: Sequence[data.Labels], data_yaml: Path) -> None:
     if not any(len(item.classes) for item in labels):
         raise DataError(
-            f"{data_yaml}: some of the {len(labels)} images of {name} must have a labelled box, but none has; is there a `labels` folder "
-            "beside `images`, with one .txt an image? For few labelled images raise search_val."
+            f"{data_yaml}: some of the {len(labels)} images of {name} must have a labelled box, but none has, looked for in "
+            f"{data.label_file(labels[0].image)} and so on; is there a `labels` folder beside `images`, with one .txt an image? "
+            "For few labelled images raise search_val."
         )
 
 

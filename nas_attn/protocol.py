@@ -1,9 +1,8 @@
 """What driver and workers say to each other, checked: the settings and the recipe of a study, and the answers of workers.
 
-An answer that is not usable becomes a `Failure`, for a failed trial must not end a search.
+An answer that makes no sense is refused here; to a search it is a loss (`losses.heard`), for a failed trial must not end it.
 """
 
-import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -123,23 +122,28 @@ def read_fit(text: str) -> Mapping[str, Any]:
 
 
 def read_costs(text: str, count: int) -> list[Cost | Failure]:
-    """The answer to a measurement of `count` architectures; a cost that is negative or not finite is a failure."""
-    unusable = Failure(stage="cost", error="the worker's answer holds no usable cost")
-    data = json.loads(text)
-    answers = data.get("costs") if isinstance(data, Mapping) else None
-    if not isinstance(answers, list) or len(answers) != count:
-        return [unusable] * count
-    return [_cost(answer) or unusable for answer in answers]
+    """The answer to a measurement of `count` architectures: of each its cost, or why it has none.
+
+    Raises:
+        NasAttnError: no such answer, or a cost that is negative or not finite.
+    """
+    try:
+        answers = json.loads(text)["costs"]
+        if not isinstance(answers, list) or len(answers) != count:
+            raise ValueError(f"{len(answers)} costs of {count}")
+        return [_cost(answer) for answer in answers]
+    except (ValueError, LookupError, TypeError) as error:
+        raise NasAttnError(f"A measurement must answer with its costs, but: {type(error).__name__}: {error}") from error
 
 
-def _cost(answer: Mapping[str, Any]) -> Cost | Failure | None:
-    with contextlib.suppress(KeyError, TypeError):
-        if "failure" in answer:
-            return Failure(**answer["failure"])
-        cost = Cost.from_dict(answer["cost"])
-        values = [*cost.metrics().values(), cost.latency.low, cost.latency.high]
-        return cost if all(math.isfinite(value) and value >= 0 for value in values) else None
-    return None
+def _cost(answer: Mapping[str, Any]) -> Cost | Failure:
+    if "failure" in answer:
+        return Failure(**answer["failure"])
+    cost = Cost.from_dict(answer["cost"])
+    values = [*cost.metrics().values(), cost.latency.low, cost.latency.high]
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise ValueError(f"a cost that is negative or not finite: {cost.metrics()}")
+    return cost
 
 
 def excess(cost: Cost, limits: Mapping[str, float]) -> dict[str, float]:
@@ -173,13 +177,17 @@ def _device(environment: Mapping[str, Any]) -> str:
 
 
 def read_outcome(text: str) -> Outcome:
-    """The answer to a training."""
+    """The answer to a training.
+
+    Raises:
+        NasAttnError: it is no outcome, or one that no worker may give.
+    """
     try:
         outcome = outcome_from_dict(json.loads(text))
     except (ValueError, TypeError, AttributeError) as error:
-        return Failure(stage="score", error=f"the worker's answer is not usable: {error}")
+        raise NasAttnError(f"A training must answer with its outcome, but: {error}") from error
     if isinstance(outcome, Rejected):
-        return Failure(stage="score", error="a worker cannot reject, for limits are checked before training")
+        raise NasAttnError("A training must not be rejected by its worker, for limits are checked before it.")
     return outcome
 
 

@@ -5,6 +5,7 @@ so it may be killed at any instant, and the same command goes on.
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from nas_attn.files import write_atomic
 from nas_attn.home import file_url, lock, note_home, url_of
 from nas_attn.jobs import Jobs, rungs_for
 from nas_attn.ledger import Ledger
-from nas_attn.losses import MAX_LOSSES
+from nas_attn.losses import MAX_LOSSES, heard
 from nas_attn.outcome import CHECKPOINT, Cost, Failure, Snapshot, Trial
 from nas_attn.protocol import lost_failure, read_costs, recipe_of, versions
 from nas_attn.record import load_study
@@ -274,7 +275,8 @@ def _asked(move: Move, pool: Pool, trials: Sequence[Trial], attempt: int) -> tup
         ended = pool.wait(None)
         for done in ended:
             if done.key == key:
-                return done.result, str(done.lost)
+                told = heard(done, functools.partial(read_costs, count=len(trials)))
+                return told.result, str(told.lost)
         if not ended:
             return None, "the pool knows nothing of it"
 

@@ -18,7 +18,7 @@ from nas_attn.errors import Interrupted, PoolError, StudyError
 from nas_attn.event import Event
 from nas_attn.files import write_atomic
 from nas_attn.full import OUTCOME, TOLERANCE, WEIGHTS
-from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES, Outages
+from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES, Outages, heard
 from nas_attn.outcome import Failure, Job, Measured, Outcome, read_outcome_file
 from nas_attn.protocol import deadline_s, lost_failure, read_outcome, words
 from nas_attn.proxy import write_list
@@ -171,6 +171,8 @@ class _Driver:
 
     def _take(self, answer: Done) -> None:
         flight = self.flying.pop(answer.key, None)
+        if flight is not None and flight.job is not None:
+            answer = heard(answer, read_outcome)
         if answer.result is not None:
             self.outages.end()
         if flight is None:

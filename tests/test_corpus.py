@@ -30,6 +30,7 @@ def test_malformed_input_is_one_line_and_exit_code_two(name: str) -> None:
     assert REMEDY.search(line), "a remedy must follow"
     for words in ALL[name]["names"]:
         assert words in line
+    assert ALL[name].get("file", "") in line, "whoever has many files must see which one it is"
     assert changed == (), "nothing may be left behind, and nothing rewritten"
 
 

@@ -1,6 +1,8 @@
 """The tree of errors: what a caller may catch, how a command exits, what remedy a wrong name gets."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,13 @@ def test_what_users_wrote_is_an_input_error_and_a_value_error(error: type[NasAtt
     assert issubclass(error, InputError)
     assert issubclass(error, ValueError)
     assert error.exit_code == 2
+
+
+def test_every_exit_code_of_an_error_is_told_on_the_page_of_what_breaks() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    told = {int(line.split()[1].strip(",")) for line in page.splitlines() if re.match(r"\| \d+[, ]", line)}
+    raised = {error.exit_code for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, NasAttnError)}
+    assert told == raised | {0, 137}
 
 
 @pytest.mark.parametrize(("error", "code"), [(NasAttnError, 1), (TransferError, 1), (PoolError, 1), (Interrupted, 130)])

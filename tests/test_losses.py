@@ -8,8 +8,8 @@ from study_targets import RECIPE, job_of, open_record
 
 from nas_attn import losses
 from nas_attn.blame import Blame
-from nas_attn.errors import NasAttnError
-from nas_attn.losses import CRASHES, CROWDED, LOSSES, MAX_CRASHES, MAX_LOSSES, PAUSES_S, Outages, cause_of, reason_of, sentence
+from nas_attn.errors import NasAttnError, StudyError
+from nas_attn.losses import CRASHES, CROWDED, LOSSES, MAX_CRASHES, MAX_LOSSES, PAUSES_S, Outages, cause_of, heard, reason_of, sentence
 from nas_attn.outcome import Failure
 from nas_attn.protocol import job_key
 from nas_attn.work import Done
@@ -48,7 +48,20 @@ def test_a_job_fails_when_it_was_lost_too_often_and_says_how():
         stage="deadline", error="ended its worker 2 times, which is not tried again; the last: deadline of 5 s passed"
     )
     assert node.failure(3, "node", "gone").error.startswith("lost its node 3 times")
+    assert sentence("answer").failure(2, "answer", "x").error.startswith("answered nonsense or ended its worker 2 times, which")
     assert sentence("preempted").failure(99, "preempted", "x") is None
+
+
+def test_an_answer_that_makes_no_sense_is_a_loss_that_is_blamed_and_any_other_end_stays_what_it_is():
+    def read(text):
+        if text != "sense":
+            raise StudyError("an answer must make sense")
+
+    good, lost = Done("key", "sense", None), Done("key", None, "gone", "node")
+    assert (heard(good, read), heard(lost, read)) == (good, lost)
+    bad = heard(Done("key", "nonsense", None), read)
+    assert bad == Done("key", None, "an answer must make sense", "answer")
+    assert sentence(bad.cause).counter == CRASHES
 
 
 @pytest.fixture

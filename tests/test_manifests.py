@@ -1,5 +1,6 @@
 """The launch material of docs/cluster: valid for Ray, and in agreement with the package's versions and command line."""
 
+import copy
 import json
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from kuberay import rayjob
 
 from nas_attn.cli import app
 
@@ -26,6 +28,43 @@ def job():
 def groups():
     cluster = job()["rayClusterSpec"]
     return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def launcher():
+    return yaml.safe_load((CLUSTER / "launcher.yaml").read_text())
+
+
+def rays_schema():
+    return json.loads(files("ray.autoscaler").joinpath("ray-schema.json").read_text())
+
+
+def tables(document, path=()):
+    """Every mapping of a document, by its path."""
+    if isinstance(document, dict):
+        yield path
+    parts = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    for key, part in parts:
+        yield from tables(part, (*path, key))
+
+
+def misspelt(document, free=()):
+    """The document with one key misspelt, for each key of each mapping but of those in `free`."""
+    for path in [path for path in tables(document) if path not in free]:
+        mapping = document
+        for step in path:
+            mapping = mapping[step]
+        for key in mapping:
+            spoilt = copy.deepcopy(document)
+            place = spoilt
+            for step in path:
+                place = place[step]
+            place[f"{key}s"] = place.pop(key)
+            yield (*path, key), spoilt
+
+
+def is_valid(document, schema):
+    """Whether a document holds to a schema."""
+    return jsonschema.Draft202012Validator(schema).is_valid(document)
 
 
 def slurm():
@@ -49,15 +88,64 @@ def test_entry_points_are_commands_that_there_are(words):
 
 
 def test_the_launcher_holds_to_rays_schema():
-    schema = json.loads(files("ray.autoscaler").joinpath("ray-schema.json").read_text())
-    config = yaml.safe_load((CLUSTER / "launcher.yaml").read_text())
-    jsonschema.validate(config, schema)
+    config = launcher()
+    jsonschema.validate(config, rays_schema())
     assert config["docker"]["image"] == IMAGE
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         (start,) = [command for command in config[commands] if "ray start" in command]
         assert "RAY_AUTH_TOKEN_PATH=/root/.ray/auth_token" in start
         assert "--disable-usage-stats" in start
     assert "/root/.ray/auth_token" in config["file_mounts"]
+
+
+def test_a_misspelt_key_of_the_launcher_is_refused():
+    # Files are named by whoever writes them, and a provider's own keys are the provider's: Ray's schema says nothing of either.
+    spoilt = dict(misspelt(launcher(), free={("file_mounts",), ("provider",)}))
+    assert {("docker", "worker_run_options"), ("auth", "ssh_user"), ("idle_timeout_minutes",)} <= set(spoilt)
+    assert [path for path, config in spoilt.items() if is_valid(config, rays_schema())] == []
+
+
+def test_the_launcher_asks_for_gpus_where_workers_run_and_not_on_a_head_that_may_have_none():
+    docker = launcher()["docker"]
+    head, worker = (" ".join([*docker["run_options"], *docker.get(f"{kind}_run_options", [])]) for kind in ("head", "worker"))
+    assert "--gpus" not in head
+    assert "--gpus all" in worker
+    assert "/data:/data:ro" in head, "the driver reads the data set too"
+    assert "/data:/data:ro" in worker
+
+
+def test_the_job_holds_to_what_kuberay_takes():
+    jsonschema.validate(yaml.safe_load((CLUSTER / "rayjob.yaml").read_text()), rayjob(), cls=jsonschema.Draft202012Validator)
+
+
+def test_a_misspelt_key_of_the_job_is_refused_at_every_level():
+    schema, document = rayjob(), yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
+    spoilt = dict(misspelt(document))
+    levels = [("spec", "entrypointNumCpus"), ("spec", "rayClusterSpec", "autoscalerOptions", "idleTimeoutSeconds"), ("metadata", "name")]
+    assert set(levels) <= set(spoilt)
+    assert [path for path, job in spoilt.items() if is_valid(job, schema)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "backoffLimit"), "5"),
+        (("spec", "entrypointNumCpus"), "1"),
+        (("spec", "rayClusterSpec", "authOptions", "mode"), "tokens"),
+        (("spec", "rayClusterSpec", "rayVersion"), 2.6),
+        (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 1),
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "maxReplicas"), 8.5),
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers"), []),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "resources", "limits", "memory"), "8 GB"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_the_job(path, value):
+    document = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert not is_valid(document, rayjob())
 
 
 def test_the_job_names_the_pinned_ray_the_image_and_a_token():

@@ -132,34 +132,46 @@ def test_a_fit_must_have_succeeded_and_say_what_it_stands_for():
         read_fit(json.dumps({"fingerprint": "x"}))
 
 
-def test_costs_are_read_one_by_one_and_unusable_ones_are_failures():
+def test_costs_are_read_one_by_one_with_the_failures_of_those_that_have_none():
     good, failure = asdict(cost(1.1)), asdict(Failure(stage="build", error="x"))
-    texts = [{"cost": good}, {"failure": failure}, {"cost": {**good, "gmacs": -1.0}}, {"cost": {**good, "params_m": "x"}}, {}, []]
-    costs = read_costs(json.dumps({"costs": texts}), 6)
-    assert costs[0] == cost(1.1)
-    assert costs[1] == Failure(**failure)
-    assert [c.stage for c in costs[2:]] == ["cost"] * 4
-    for value in ("NaN", "Infinity"):
-        assert isinstance(read_costs(json.dumps({"costs": [{"cost": good}]}).replace("2.6", value), 1)[0], Failure)
-    for text in ("{}", "[]", '{"costs": 3}', json.dumps({"costs": texts[:1]})):
-        assert [type(c) for c in read_costs(text, 2)] == [Failure] * 2
+    assert read_costs(json.dumps({"costs": [{"cost": good}, {"failure": failure}]}), 2) == [cost(1.1), Failure(**failure)]
 
 
-REJECTED = json.dumps(outcome_to_dict(Rejected(limit="x", value=2.0, bound=1.0)))
+GOOD = asdict(cost(1.1))
+
+
+@pytest.mark.parametrize("part", [{"cost": {**GOOD, "gmacs": -1.0}}, {"cost": {**GOOD, "params_m": "x"}}, {"failure": {"x": 1}}, {}, [], 3])
+def test_a_cost_that_is_none_makes_the_whole_answer_unusable(part):
+    with pytest.raises(NasAttnError, match="A measurement must answer with its costs, but"):
+        read_costs(json.dumps({"costs": [{"cost": GOOD}, part]}), 2)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", "not json", '{"costs": 3}', '{"costs": []}', json.dumps({"costs": [{"cost": GOOD}]})])
+def test_what_is_no_answer_to_a_measurement_of_two_is_refused(text):
+    with pytest.raises(NasAttnError, match="A measurement must answer with its costs, but"):
+        read_costs(text, 2)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_cost_that_is_not_finite_is_refused(value):
+    with pytest.raises(NasAttnError, match="negative or not finite"):
+        read_costs(json.dumps({"costs": [{"cost": GOOD}]}).replace("2.6", value), 1)
 
 
 REJECTED = json.dumps(outcome_to_dict(Rejected(limit="x", value=2.0, bound=1.0)))
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"kind": "measured"}', "not json", REJECTED])
-def test_what_is_no_outcome_of_a_training_is_a_failure(text):
-    assert read_outcome(text).stage == "score"
+def test_what_is_no_outcome_of_a_training_is_refused(text):
+    with pytest.raises(NasAttnError, match="A training must"):
+        read_outcome(text)
 
 
 def test_outcomes_are_read_as_they_are():
     for outcome in (measured(0.3), Stopped(rung=1, curve=({"epoch": 1.0},)), Failure(stage="train", error="x")):
         assert read_outcome(json.dumps(outcome_to_dict(outcome))) == outcome
-    assert read_outcome(json.dumps(outcome_to_dict(measured(0.3))).replace("0.3", "1.3")).stage == "score"
+    with pytest.raises(NasAttnError, match="A training must answer with its outcome"):
+        read_outcome(json.dumps(outcome_to_dict(measured(0.3))).replace("0.3", "1.3"))
 
 
 def test_the_mean_keeps_the_first_seeds_curve():

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fake_evaluator
@@ -265,6 +265,22 @@ def test_a_lost_measurement_is_repeated_alone_and_fails_at_last(source, tmp_path
     with pytest.raises(StudyError, match=r"The base must be measured, but with the new latency: worker: lost 3 times"):
         _derive(source, tmp_path / "never", FakePool(lose={"measure": 10**6}))
     assert not (tmp_path / "never" / "study.db").exists()
+
+
+@pytest.mark.parametrize("nonsense", ["{}", '{"costs": []}', '{"costs": 3}'])
+def test_a_measurement_that_makes_no_sense_is_a_lost_one(source, tmp_path, monkeypatch, nonsense):
+    whole = _derive(source, tmp_path / "whole").snapshot
+    pool = FakePool()
+    answered, spoilt = pool.wait, []
+
+    def wait(timeout_s):
+        (done,) = answered(timeout_s)
+        spoilt.extend([done.key] * (len(spoilt) < 2))
+        return [replace(done, result=nonsense)] if done.key in spoilt else [done]
+
+    monkeypatch.setattr(pool, "wait", wait)
+    assert _derive(source, tmp_path / "twice", pool).snapshot.trials == whole.trials
+    assert len(spoilt) == 2
 
 
 def test_progress_is_told(source, tmp_path):

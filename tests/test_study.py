@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -529,34 +530,50 @@ def test_duplicate_and_late_answers_change_nothing(tmp_path):
     "text",
     ["[]", "{}", '{"kind": "rejected", "limit": "x", "value": 1.0, "bound": 0.5}', '{"kind": "measured", "map50_95": NaN}'],
 )
-def test_an_answer_that_is_no_outcome_is_a_failure(tmp_path, monkeypatch, text):
-    pool = FakePool(slots=1)
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_answer_that_is_no_outcome_is_a_loss_and_the_second_one_a_failure(tmp_path, monkeypatch, text, times):
+    pool, spoilt = FakePool(slots=1), Counter()
     whole = pool.wait
 
     def wait(timeout_s):
         done = whole(timeout_s)
-        spoilt = len(load_study(tmp_path / "a").trials) == 2 and done[0].key.startswith("train")
-        return [replace(done[0], result=text)] if spoilt else done
+        if len(load_study(tmp_path / "a").trials) == 2 and done[0].key.startswith("train") and spoilt["train"] < times:
+            spoilt["train"] += 1
+            (file,) = [*(tmp_path / "a" / "trials").glob(f"{done[0].key.split('/', 2)[2]}/outcome.json")]
+            file.unlink()  # a worker that answers nonsense has left none
+            return [replace(done[0], result=text)]
+        return done
 
     monkeypatch.setattr(pool, "wait", wait)
-    snapshot = _run(tmp_path / "a", trials=3, pool=pool)
+    events = []
+    snapshot = _run(tmp_path / "a", trials=3, pool=pool, events=events)
+    lost = [event.message for event in events if event.kind == "lost"]
+    assert len(lost) == times
+    assert all("A training must" in message for message in lost)
+    if times == 1:
+        assert [t.kind for t in snapshot.trials] == ["measured"] * 3
+        return
     assert [t.kind for t in snapshot.trials] == ["measured", "failure", "measured", "measured"]
-    assert snapshot.trials[1].verdict.stage == "score"
+    assert snapshot.trials[1].verdict.error.startswith("answered nonsense or ended its worker 2 times, which is not tried again; the last:")
 
 
-def test_a_cost_that_is_no_number_is_a_failure(tmp_path, monkeypatch):
-    pool = FakePool(slots=1)
-    whole = pool.wait
+@pytest.mark.parametrize("spoil", [lambda text: text.replace('"params_m": 2.6', '"params_m": NaN', 1), lambda _: '{"costs": []}'])
+def test_a_measurement_that_makes_no_sense_costs_only_what_is_measured_alone_a_trial(tmp_path, monkeypatch, spoil):
+    pool = FakePool(slots=3)
+    whole, keys = pool.wait, []
 
     def wait(timeout_s):
         done = whole(timeout_s)
-        spoilt = len(load_study(tmp_path / "a").trials) in (2, 3) and done[0].key.startswith("measure")
-        text = done[0].result.replace('"params_m": 2.6', '"params_m": NaN') if done[0].key.startswith("measure/1") else '{"costs": []}'
-        return [replace(done[0], result=text)] if spoilt else done
+        key = done[0].key
+        keys.extend([key] * key.startswith("measure/"))
+        return [replace(done[0], result=spoil(done[0].result))] if key.startswith(("measure/1-2-3/", "measure/2/")) else done
 
     monkeypatch.setattr(pool, "wait", wait)
-    snapshot = _run(tmp_path / "a", trials=2, pool=pool)
-    assert [t.kind for t in snapshot.trials] == ["measured", "failure", "failure", "measured"]
+    snapshot = _run(tmp_path / "a", trials=4, pool=pool)
+    assert "measure/1-2-3/1" in keys, "three are asked for at once, and measured together"
+    assert [key for key in keys if key.startswith("measure/2/")] == ["measure/2/2", "measure/2/3"], "alone, and once more"
+    assert [t.kind for t in snapshot.trials] == ["measured", "measured", "failure", "measured", "measured"]
+    assert "A measurement must answer with its costs" in snapshot.trials[2].verdict.error
 
 
 def test_a_pool_that_forgets_a_task_is_an_error(tmp_path, monkeypatch):

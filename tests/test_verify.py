@@ -33,12 +33,13 @@ def verify(plan: Verification, pool: Any = None) -> Evidence:
 
 @dataclass
 class Flaky(InlinePool):
-    """Is interrupted at the n-th task, or loses tasks whose name holds a word so many times."""
+    """Is interrupted at the n-th task, or loses tasks whose name holds a word so many times, or answers them by `nonsense`."""
 
     stop_at: int = 0
     lose: str = ""
     times: int = 0
     after: bool = False
+    nonsense: str | None = None
     seen: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Flaky(InlinePool):
             self._queue.popleft()
             if self.after:
                 serve(task.kind, task.payload)
-            return [Done(task.key, None, "worker died: killed")]
+            return [Done(task.key, self.nonsense, None if self.nonsense else "worker died: killed")]
         return super().wait(timeout_s)
 
 
@@ -133,6 +134,14 @@ def test_a_lost_worker_costs_an_attempt_and_no_outcome(tmp_path: Path, digits: P
     evidence = verify(decide(tmp_path, digits), Flaky(lose="train/base/1/", times=2, after=after))
     assert isinstance(evidence.outcomes["base"][1], Measured)
     assert executions(tmp_path / "study").count("base 1") == 1
+
+
+@pytest.mark.parametrize(("times", "kind"), [(2, Measured), (3, Failure)])
+def test_an_answer_that_is_no_outcome_is_a_loss(tmp_path: Path, digits: Path, times: int, kind: type) -> None:
+    evidence = verify(decide(tmp_path, digits), Flaky(lose="train/base/1/", times=times, nonsense="{}"))
+    assert isinstance(evidence.outcomes["base"][1], kind)
+    if kind is Failure:
+        assert "lost 3 times; the last: A training must answer with its outcome" in evidence.outcomes["base"][1].error
 
 
 @pytest.mark.parametrize(("task", "stage"), [("train/base/1/", "worker"), ("width/", "worker"), ("fit/", "worker")])

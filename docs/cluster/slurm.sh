@@ -21,7 +21,15 @@ mkdir -p "$study"
 [ -s "$RAY_AUTH_TOKEN_PATH" ] || (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-ray=(ray start --block --disable-usage-stats --num-cpus "$SLURM_CPUS_PER_TASK")
+# Ray opens its own folder, with sockets and logs, to all: so it lies in one that is yours alone, made on each node before Ray starts. LOCAL
+# is a local disk; its name must be short, for a socket's path has at most 107 characters. A folder that somebody else made is not taken.
+private=${LOCAL:-/tmp}/nas-attn-$SLURM_JOB_ID
+# shellcheck disable=SC2016 # the bash of each node expands it
+begin='[ -d "$0" ] || mkdir -m 700 "$0"
+[ ! -L "$0" ] && [ -O "$0" ] && chmod 700 "$0" || { echo "error: $0 must be a folder of yours; set LOCAL to another place." >&2; exit 1; }
+until [ "$1" = head ] || ray health-check --address "$1" >/dev/null 2>&1; do sleep 2; done # the others begin once the head is there
+exec "${@:2}"'
+ray=(ray start --block --disable-usage-stats --num-cpus "$SLURM_CPUS_PER_TASK" --temp-dir "$private/ray")
 steps=()
 search=
 # Only this script is told (B:), and bash runs a trap only while it waits: so all that takes long is in the background and waited for. A
@@ -30,13 +38,12 @@ told=
 trap 'told=yes; [ -z "$search" ] || kill -TERM "$search" 2>/dev/null || true' TERM INT
 trap '[ ${#steps[@]} = 0 ] || kill -TERM "${steps[@]}" 2>/dev/null || true; wait' EXIT
 
-srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" "${ray[@]}" --head --port "$port" --include-dashboard=false &
+srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" bash -c "$begin" "$private" head \
+    "${ray[@]}" --head --port "$port" --include-dashboard=false &
 steps+=($!)
 if [ ${#nodes[@]} -gt 1 ]; then
     others=$(IFS=, && echo "${nodes[*]:1}")
-    # Others begin once the head is there.
-    srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --nodelist="$others" bash -c \
-        'until ray health-check --address "$0" >/dev/null 2>&1; do sleep 2; done; exec "$@"' "${nodes[0]}:$port" \
+    srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --nodelist="$others" bash -c "$begin" "$private" "${nodes[0]}:$port" \
         "${ray[@]}" --address "${nodes[0]}:$port" &
     steps+=($!)
 fi
