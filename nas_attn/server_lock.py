@@ -26,7 +26,8 @@ _SET = "INSERT INTO nas_attn_drivers (key, mark) VALUES (:key, :mark) ON CONFLIC
 _SELF = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid AND backend_start = :start"
 _HOLDER = """
-SELECT application_name, EXTRACT(EPOCH FROM now() - backend_start)::int FROM pg_stat_activity
+SELECT application_name, EXTRACT(EPOCH FROM now() - backend_start)::int, EXTRACT(EPOCH FROM now() - state_change)::int
+FROM pg_stat_activity
 WHERE pid IN (
   SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -113,9 +114,8 @@ class ServerLock:
         if not self._granted():
             found = self._connection.execute(sqlalchemy.text(_HOLDER), {"key": self._key}).first()
             self._drop()
-            who, since = found if found else ("another", 0)
             raise StudyError(
-                f"One driver at a time may run a study, but {who} drives {self._name!r} in this storage, connected for {since} s; "
+                f"One driver at a time may run a study, but {_words(*found or ())} drives {self._name!r} in this storage; "
                 "wait for it or stop it."
             )
 
@@ -138,3 +138,9 @@ class ServerLock:
             self._connection.invalidate()  # at once, whether or not the server still answers
             self._connection.close()
             self._connection = None
+
+
+def _words(who: str = "", connected: int | None = None, asked: int | None = None) -> str:
+    """Who holds a lock; of another user's connection the server tells the name alone."""
+    heard = f", connected for {connected} s and last heard of {asked} s ago," if None not in (connected, asked) else ""
+    return f"{who or 'another driver'}{heard}"

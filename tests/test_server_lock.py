@@ -1,6 +1,7 @@
 """The lock on a PostgreSQL server: one driver whatever its folder, and what a lost connection costs."""
 
 import contextlib
+import re
 import shutil
 import socket
 import threading
@@ -32,7 +33,8 @@ def test_a_copied_folder_is_no_second_study(tmp_path, url, postgres):
     with open_record(tmp_path / "a", storage=url, name="s") as record:
         record.ask(RECIPE)
         shutil.copy(tmp_path / "a" / "study.json", tmp_path / "b")
-        with pytest.raises(StudyError, match=r"process \d+ on host \S+ drives 's' in this storage, connected for \d+ s") as caught:
+        told = r"process \d+ on host \S+, connected for \d+ s and last heard of \d+ s ago, drives 's' in this storage; wait"
+        with pytest.raises(StudyError, match=told) as caught:
             open_record(tmp_path / "b", storage=url)
         assert postgres.password not in str(caught.value)
         assert len(load_study(tmp_path / "a", url).trials) == 1
@@ -40,6 +42,28 @@ def test_a_copied_folder_is_no_second_study(tmp_path, url, postgres):
             assert not other.trials
     with open_record(tmp_path / "b", storage=url) as record:
         assert len(record.trials) == 1
+
+
+def test_a_refused_driver_is_told_how_long_ago_the_other_asked_something(url):
+    held, told = ServerLock.take(require_safe(url), "s"), []
+    for _ in range(2):  # each waits two seconds for the other before it is refused
+        with pytest.raises(StudyError) as caught:
+            ServerLock.take(require_safe(url), "s")
+        told.append([int(word) for word in re.findall(r"connected for (\d+) s and last heard of (\d+) s ago", str(caught.value))[0]])
+        held.require()
+    (_, first), (connected, last) = told
+    assert first > 0
+    assert 0 < last < connected
+    held.close()
+
+
+def test_of_another_users_driver_only_the_name_is_told(url, postgres):
+    postgres.run("CREATE USER stranger PASSWORD 'x'")
+    held = ServerLock.take(require_safe(url), "s")
+    postgres.run("GRANT CREATE ON SCHEMA public TO stranger; GRANT ALL ON nas_attn_drivers TO stranger", url.rpartition("/")[2])
+    with pytest.raises(StudyError, match=r"but process \d+ on host \S+ drives 's' in this storage; wait"):
+        ServerLock.take(require_safe(f"postgresql://stranger:x@{url.partition('@')[2]}"), "s")
+    held.close()
 
 
 def test_a_driver_waits_a_moment_for_one_that_was_killed(url):
