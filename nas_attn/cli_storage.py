@@ -46,14 +46,13 @@ def rebuild(
 
 def hide_url() -> None:
     """Begins this process anew without the URL of a server on its command line: `ps` shows that, and Ray tells it to a whole cluster."""
-    given = _given(sys.argv)
-    if given is None or "@" not in given[1]:
+    kept, urls = _taken_apart(sys.argv[1:])
+    if not any(_may_be_secret(url) for url in urls):
         return
-    where, url, words = given
-    before = len(sys.orig_argv) - len(sys.argv)  # the interpreter and its options
-    environment = {**os.environ, VARIABLE: url}
+    head = sys.orig_argv[: 1 + len(sys.orig_argv) - len(sys.argv)]  # the interpreter, its options, the program
+    environment = {**os.environ, VARIABLE: urls[-1]}
     sys.stdout.flush()
-    os.execve(sys.executable, [*sys.orig_argv[: before + where], *sys.argv[where + words :]], environment)
+    os.execve(sys.executable, [*head, *kept], environment)
 
 
 def forget_url() -> None:
@@ -61,11 +60,20 @@ def forget_url() -> None:
     os.environ.pop(VARIABLE, None)
 
 
-def _given(arguments: list[str]) -> tuple[int, str, int] | None:
-    """Where the option stands, its value, and how many words it takes."""
-    for at, word in enumerate(arguments):
-        if word == OPTION and at + 1 < len(arguments):
-            return at, arguments[at + 1], 2
-        if word.startswith(f"{OPTION}="):
-            return at, word.partition("=")[2], 1
-    return None
+def _may_be_secret(url: str) -> bool:
+    """A password may stand before an `@`, in a query, or in a text that is no URL; a file's name has none."""
+    return "@" in url or not url.lower().startswith(("sqlite:", "journal:"))
+
+
+def _taken_apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without the option and its values, and the values; the last one counts."""
+    kept, urls, left = list[str](), list[str](), iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name != OPTION:
+            kept.append(word)
+        elif equals:
+            urls.append(value)
+        else:
+            urls += [url for url in [next(left, None)] if url is not None]
+    return kept, urls

@@ -24,7 +24,7 @@ from nas_attn.errors import NasAttnError, StudyError
 
 NAME = "driver.lock"
 BEAT_S = 10.0
-"""A driver gives a sign of life this often."""
+"""A driver gives a sign of life this often, and looks this often whether its place is still its own."""
 STALE_S = 300.0
 """A driver on another machine that gave no sign of life for so long has lost the study."""
 ORPHANS_S = 10.0
@@ -73,7 +73,7 @@ class FolderLock:
     def __init__(self, place: Path, path: Path, file: IO[str], holder: Holder, warning: str | None) -> None:
         self.warning = warning
         self._place, self._path, self._file, self._holder = place, path, file, holder
-        self._checked = time.monotonic()
+        self._checked = _now()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._live, name="nas-attn sign of life", daemon=True)
         self._thread.start()
@@ -105,7 +105,7 @@ class FolderLock:
         Raises:
             NasAttnError: another driver drives the study.
         """
-        now = time.monotonic()
+        now = _now()
         if now - self._checked < BEAT_S:
             return
         self._checked = now
@@ -180,6 +180,11 @@ def file_system(path: Path) -> str:
         mounts[place] = after.split()[0]
     whole = path.resolve()
     return next((mounts[str(folder)] for folder in (whole, *whole.parents) if str(folder) in mounts), "")
+
+
+def _now() -> float:
+    """Seconds that pass also while the machine is suspended, unlike those of `time.monotonic` on Linux."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _age(path: Path) -> float:

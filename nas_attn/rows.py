@@ -133,9 +133,10 @@ class TableRows:
 
         self._engine, self._study_id = storage.engine, storage.get_study_id_from_name(study.study_name)
         self._models, self._ids = models, dict[int, int]()
-        self._trials, self._params, self._values, self._user, self._system = (
+        self._study, self._trials, self._params, self._values, self._user, self._system = (
             model.__table__
             for model in (
+                models.StudyModel,
                 models.TrialModel,
                 models.TrialParamModel,
                 models.TrialValueModel,
@@ -147,6 +148,8 @@ class TableRows:
     def add(self, first: int, templates: Sequence[FrozenTrial]) -> None:
         """All of them or none."""
         with self._engine.begin() as connection:
+            # A try that was given up may still be about to end on the server; nothing there forbids two trials of one number.
+            connection.execute(select(self._study.c.study_id).where(self._study.c.study_id == self._study_id).with_for_update())
             if self._found(connection, first):
                 return  # the answer to a former try was lost
             base = {"study_id": self._study_id}

@@ -1,8 +1,8 @@
 """The lock of a study on a PostgreSQL server, which admits one driver whatever folder or machine it runs in.
 
-It is the server's advisory lock, which lives as long as the connection that took it: a driver that ends, or a machine that falls silent,
-frees it. Where the connection was lost, the driver takes the lock anew before it writes again, and stops if another has driven the study
-meanwhile: each leaves its own mark in the study, in the lock's first moment.
+It is the server's advisory lock, which lives as long as the connection that took it: a driver that ends, or a machine that falls silent
+for a minute, frees it. Where the connection was lost, the driver takes the lock anew before it writes again, and stops if another has
+driven the study meanwhile: each leaves its own mark in the study, in the lock's first moment.
 """
 
 import hashlib
@@ -17,15 +17,17 @@ from sqlalchemy.pool import NullPool
 
 from nas_attn.address import hidden, without_secrets
 from nas_attn.errors import NasAttnError, StudyError
+from nas_attn.wire import dialler
 
-SILENCE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
-"""After a minute without an answer the server ends a connection, and with it the lock."""
 PATIENCE_S = (0.1, 0.4, 1.5)
 """How long a driver waits, try by try, for one that has just ended."""
 _MARK = "CREATE TABLE IF NOT EXISTS nas_attn_drivers (key BIGINT PRIMARY KEY, mark TEXT NOT NULL)"
 _SET = "INSERT INTO nas_attn_drivers (key, mark) VALUES (:key, :mark) ON CONFLICT (key) DO UPDATE SET mark = EXCLUDED.mark"
+_SELF = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid AND backend_start = :start"
 _HOLDER = """
-SELECT application_name, EXTRACT(EPOCH FROM now() - backend_start)::int FROM pg_stat_activity
+SELECT application_name, EXTRACT(EPOCH FROM now() - backend_start)::int, EXTRACT(EPOCH FROM now() - state_change)::int
+FROM pg_stat_activity
 WHERE pid IN (
   SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -42,9 +44,10 @@ class ServerLock:
         self._key = int.from_bytes(hashlib.sha256(f"nas_attn:{name}".encode()).digest()[:8], signed=True)
         who = f"process {os.getpid()} on host {socket.gethostname()}"
         # One line of application_name has 63 bytes; it is what a refused driver is told.
-        options = {"application_name": who[:63], "keepalives_idle": 30, "connect_timeout": 10}
-        self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=options)
+        creator = dialler(url, application_name=who[:63])
+        self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", creator=creator)
         self._connection: sqlalchemy.Connection | None = None
+        self._former: tuple[Any, ...] | None = None
 
     @classmethod
     def take(cls, url: str, name: str) -> "ServerLock":
@@ -84,9 +87,13 @@ class ServerLock:
                 self._drop()
         try:
             self._connect()
+            mark = self._run("SELECT mark FROM nas_attn_drivers WHERE key = :key")
         except StudyError as error:
             raise NasAttnError(f"The connection that held the study's lock was lost, and meanwhile: {error}") from None
-        if self._run("SELECT mark FROM nas_attn_drivers WHERE key = :key") != self._mark:
+        except BaseException:
+            self._drop()  # half taken is not taken: the next try shall not find a connection and believe that it holds the lock
+            raise
+        if mark != self._mark:
             self.close()
             raise NasAttnError(
                 f"One driver at a time may run a study, but while the connection was lost another has driven {self._name!r}; "
@@ -100,14 +107,15 @@ class ServerLock:
 
     def _connect(self) -> None:
         self._connection = self._engine.connect()
-        for name, value in SILENCE.items():
-            self._run(f"SET {name} = {value}")
+        if self._former is not None:
+            # The server may take our lost connection for alive, and our lock for held, until a minute has passed.
+            self._run(_END, pid=self._former[0], start=self._former[1])
+        self._former = tuple(self._connection.execute(sqlalchemy.text(_SELF)).first() or ()) or None
         if not self._granted():
             found = self._connection.execute(sqlalchemy.text(_HOLDER), {"key": self._key}).first()
             self._drop()
-            who, since = found if found else ("another", 0)
             raise StudyError(
-                f"One driver at a time may run a study, but {who} drives {self._name!r} in this storage, connected for {since} s; "
+                f"One driver at a time may run a study, but {_words(*found or ())} drives {self._name!r} in this storage; "
                 "wait for it or stop it."
             )
 
@@ -130,3 +138,9 @@ class ServerLock:
             self._connection.invalidate()  # at once, whether or not the server still answers
             self._connection.close()
             self._connection = None
+
+
+def _words(who: str = "", connected: int | None = None, asked: int | None = None) -> str:
+    """Who holds a lock; of another user's connection the server tells the name alone."""
+    heard = f", connected for {connected} s and last heard of {asked} s ago," if None not in (connected, asked) else ""
+    return f"{who or 'another driver'}{heard}"

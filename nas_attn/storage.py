@@ -26,6 +26,7 @@ from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.home import DEFAULT, Locks, home_of, inode, known_names, lock, note_home, require_home, url_of
 from nas_attn.ledger import Ledger
 from nas_attn.rows import Change, Rows, rows_of
+from nas_attn.wire import dialler
 
 T = TypeVar("T")
 
@@ -272,7 +273,7 @@ def connect(url: str, skip_table_creation: bool = False) -> BaseStorage:
             journal.begin(file)
         return journal.open_journal(file)
     sqlite = not is_server(url)
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True, "creator": dialler(url)}
     try:
         if sqlite and not skip_table_creation:
             _run_pragmas(url, options)
@@ -302,7 +303,7 @@ def _require_there(url: str) -> None:
 
 
 def _require_tables(url: str) -> None:
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool, creator=dialler(url))
     with engine.connect() as connection:
         if not sqlalchemy.inspect(connection).has_table("studies"):
             raise StudyError(f"The storage {hidden(url)} must hold a study, but it holds none; name another, or begin one.")

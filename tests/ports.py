@@ -1,4 +1,4 @@
-"""A local Ray of ours as a stranger finds it: every port that it listens on, and what each answers. Prints JSON; run by test_security.py.
+"""A local Ray of ours as a stranger finds it: every port that it listens on, and what each answers. Prints JSON; run by test_ports.py.
 
     python tests/ports.py ADDRESS FOLDER    (an address of this machine other than the loopback, and where a study may be)
 
@@ -33,8 +33,10 @@ METHODS = {
 DEADLY = "/ray.rpc.syncer.RaySyncer/StartSync"
 """Ray 2.60 ends the process that is asked so, before it has looked for a token."""
 UNIMPLEMENTED = 12
-MARKS = {"gcs_server": "gcs_server", "raylet/raylet": "raylet", "RuntimeEnvAgent": "runtime_env_agent", "DashboardAgent": "dashboard_agent"}
-MARKS |= {"ray::": "worker", "monitor.py": "monitor", "dashboard.py": "dashboard"}
+MARKS = {name: name for name in ("gcs_server", "RuntimeEnvAgent", "DashboardAgent", "monitor.py", "dashboard.py")}
+MARKS |= {"raylet/raylet": "raylet", "ray::": "worker"}
+"""What tells a process by its command line, and what docs/security.md calls it; agents are called `ray::` too."""
+PATHS = ("/", "/metrics", "/get_or_create_runtime_env", "/api/healthz", "/api/local_raylet_healthz", "/api/job_agent/jobs/")
 
 
 def listeners(pids):
@@ -84,7 +86,7 @@ def http(address, port, path, token=None):
             answer = connection.recv(64)
     except OSError:
         return None
-    return int(answer.split()[1]) if answer.startswith(b"HTTP/1.1 ") else None
+    return int(answer.split()[1]) if answer.startswith(b"HTTP/1.") else None  # pages of metrics speak 1.0
 
 
 def contexts():
@@ -106,9 +108,7 @@ def ask(host, kind, port, token):
     answers = {
         "plain": [told(address, method) for method in [*methods, DEADLY]],
         "no certificate": [told(address, method, right, bare) for method in [*methods, DEADLY]],
-        "http": {
-            path: [http(host, port, path), http(host, port, path, "wrong")] for path in ("/", "/metrics", "/get_or_create_runtime_env")
-        },
+        "http": {path: [http(host, port, path), http(host, port, path, "wrong")] for path in PATHS},
     }
     if kind in METHODS:
         answers["no token"] = [told(address, method, None, ours) for method in methods]
@@ -157,7 +157,9 @@ def main(host, place):
         time.sleep(3)  # agents listen a while after their start
         family = cluster._family(folder)
         found = listeners([os.getpid(), *family])
-        answers = [{"component": kind, "address": at, "port": port, **ask(host, kind, port, token)} for kind, _, at, port in found]
+        answers = [
+            {"component": kind, "pid": pid, "address": at, "port": port, **ask(host, kind, port, token)} for kind, pid, at, port in found
+        ]
         pool.submit(Task("a", "environment", json.dumps({"names": ["YOLO_AUTOINSTALL", "NAS_ATTN_STORAGE"]})))
         (done,) = pool.wait(60)
         logs = [path for path in (folder / "ray").rglob("*") if path.is_file()]

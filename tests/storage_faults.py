@@ -6,6 +6,7 @@ Each is a context manager that holds the fault for as long as it is open; where 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -118,3 +119,42 @@ def for_a_while(fault: contextlib.AbstractContextManager[object], seconds: float
         yield undone
     finally:
         timer.join()
+
+
+class Relay:
+    """A network between drivers and a server on the loopback: what passes is passed on, until it falls silent."""
+
+    def __init__(self, port: int) -> None:
+        self._server, self._silent, self._open = port, threading.Event(), list[socket.socket]()
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._door.getsockname()[1])
+        threading.Thread(target=self._admit, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        """Nothing passes on the connections of today, and neither side hears that they are lost; later ones are as before."""
+        self._silent.set()
+        self._silent = threading.Event()
+
+    def close(self) -> None:
+        """Ends everything."""
+        self._door.shutdown(socket.SHUT_RDWR)
+        for end in (self._door, *self._open):
+            end.close()
+
+    def _admit(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._door.accept()
+                far = socket.create_connection(("127.0.0.1", self._server))
+                self._open += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(source, target, self._silent), daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, target: socket.socket, silent: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if not silent.is_set():
+                    target.sendall(data)
+            if not silent.is_set():
+                target.shutdown(socket.SHUT_WR)

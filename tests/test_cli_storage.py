@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import traceback
@@ -89,20 +90,59 @@ def test_a_server_that_is_away_is_told_without_its_password(tmp_path, given):
     _require_nowhere(tmp_path, failed.stdout, failed.stderr)
 
 
+SECRET = ("postgresql://me:p@host/db", "postgresql:///db?host=h&user=me&password=p", "postgresql:///db?passfile=/a", "p4ssw0rd")
+PLAIN = ("sqlite:////a.db", "journal:////a.log", "SQLite:////a.db")
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Has the process look at a command line; with what it begins anew, if it does."""
+
+    def look(*words, before=("python", "-I", "nas-attn")):
+        seen = []
+        monkeypatch.setattr(sys, "orig_argv", [*before, *words])
+        monkeypatch.setattr(sys, "argv", ["nas-attn", *words])
+        monkeypatch.setattr(os, "execve", lambda *given: seen.append(given))
+        cli_storage.hide_url()
+        return seen
+
+    return look
+
+
+@pytest.mark.parametrize("url", SECRET)
 @pytest.mark.parametrize("words", [["--storage", "URL"], ["--storage=URL"]])
-def test_a_password_on_the_command_line_is_taken_off_it(monkeypatch, words):
-    url, seen = "postgresql://me:p@host/db", []
-    typed = [word.replace("URL", url) for word in words]
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-I", "nas-attn", "report", *typed, "DIR"])
-    monkeypatch.setattr(sys, "argv", ["nas-attn", "report", *typed, "DIR"])
-    monkeypatch.setattr(os, "execve", lambda *given: seen.append(given))
-    cli_storage.hide_url()
-    ((program, arguments, environment),) = seen
-    assert (program, arguments) == (sys.executable, ["python", "-I", "nas-attn", "report", "DIR"])
-    assert environment["NAS_ATTN_STORAGE"] == url
-    monkeypatch.setattr(sys, "argv", ["nas-attn", "report", "--storage", "sqlite:////a.db", "DIR"])
-    cli_storage.hide_url()
-    assert len(seen) == 1
+def test_a_password_on_the_command_line_is_taken_off_it(typed, words, url):
+    typed_words = [word.replace("URL", url) for word in words]
+    for before in (["python", "-I", "nas-attn"], ["python", "-m", "nas_attn"]):
+        ((program, arguments, environment),) = typed("report", *typed_words, "DIR", before=before)
+        assert (program, arguments) == (sys.executable, [*before, "report", "DIR"])
+        assert environment["NAS_ATTN_STORAGE"] == url
+
+
+def test_of_several_storages_the_last_one_counts_and_none_is_left_on_the_command_line(typed):
+    ((_, arguments, environment),) = typed("report", "--storage", PLAIN[0], "DIR", f"--storage={SECRET[0]}", "--storage", SECRET[1])
+    assert arguments == ["python", "-I", "nas-attn", "report", "DIR"]
+    assert environment["NAS_ATTN_STORAGE"] == SECRET[1]
+
+
+@pytest.mark.parametrize("words", [[], ["--storage"], *(["--storage", url] for url in PLAIN)])
+def test_a_command_line_without_a_password_stays_as_it_is(typed, words):
+    assert typed("report", "DIR", *words) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc")
+def test_no_password_of_a_query_is_seen_in_ps(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # whose connections wait
+        url = f"postgresql:///db?host=127.0.0.1&port={silent.getsockname()[1]}&user=me&password={PLANTED}"
+        (tmp_path / "study.json").write_text('{"name": "a", "owner": "b"}')
+        process = subprocess.Popen([COMMAND, "report", tmp_path, "--storage", url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            silent.settimeout(60)
+            silent.accept()[0].close()
+            assert PLANTED.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_workers_inherit_no_url(monkeypatch):

@@ -90,6 +90,7 @@ HOUSE: dict[str, set[str]] = {
     "table": {"pandas", "numpy"},
     "address": {"sqlalchemy"},
     "lock": set(),
+    "wire": {"sqlalchemy", "psycopg"},
     "server_lock": {"sqlalchemy"},
     "ledger": {"optuna"},
     "journal": {"optuna"},

@@ -150,6 +150,19 @@ def test_a_driver_whose_place_was_taken_writes_no_more_and_leaves_the_other_alon
     assert Holder.read((tmp_path / lock.NAME).read_text()) == ELSEWHERE
 
 
+def test_a_driver_whose_machine_was_suspended_looks_before_it_writes(tmp_path, monkeypatch):
+    """Then `time.monotonic` stood still."""
+    monkeypatch.setattr(FolderLock, "_live", lambda _: None)
+    held = FolderLock.take(tmp_path)
+    _leave(tmp_path, ELSEWHERE, 0)
+    held.require()  # a moment after the last look
+    true = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: true(clock) + 3600 * (clock == time.CLOCK_BOOTTIME))
+    with pytest.raises(NasAttnError, match="process 4711 on host node-3 has taken"):
+        held.require()
+    held.close()
+
+
 def test_a_thread_that_beats_for_a_lost_place_does_not_renew_the_others_sign(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_S", 0.02)
     held = FolderLock.take(tmp_path)

@@ -1,7 +1,10 @@
 """Trials as rows: what is written in few statements is what Optuna's own functions write and read."""
 
+import threading
+
 import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import StudyDirection
@@ -82,6 +85,30 @@ def test_another_driver_of_the_same_study_finds_its_trials(study):
     TableRows(own, storage).finish(2, TrialState.FAIL, None, {"kind": "failure"}, {})
     assert [t.state.name for t in own.get_trials()] == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
     assert [t.state.name for t in optuna.load_study(study_name="other", storage=storage).get_trials()] == ["RUNNING"]
+
+
+def test_trials_whose_first_try_ends_late_are_not_added_twice(postgres):
+    """The server may still be about to end a transaction that its driver gave up: the next try waits for that."""
+    url, template = postgres.fresh(), running_trial(CHOICES, GENES, {}, {})
+    own = optuna.create_study(storage=optunas_storage(url), study_name="own", sampler=RandomSampler(seed=0))
+    first, second = (optunas_storage(url) for _ in range(2))
+    given_up, reached, go_on = TableRows(own, first), threading.Event(), threading.Event()
+
+    def late(_):
+        reached.set()
+        go_on.wait(60)
+
+    sqlalchemy.event.listen(first.engine, "commit", late)
+    thread = threading.Thread(target=given_up.add, args=(0, [template]))
+    thread.start()
+    assert reached.wait(60)
+    timer = threading.Timer(0.5, go_on.set)
+    timer.start()
+    again = TableRows(own, second)
+    again.add(0, [template])
+    thread.join()
+    timer.join()
+    assert [trial.number for trial in again.trials()] == [0]
 
 
 def test_a_storage_that_has_no_tables_is_written_by_optunas_functions(study):

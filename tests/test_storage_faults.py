@@ -1,5 +1,6 @@
 """Faults of storages, each for real: the driver waits and goes on, or says what to do, and what it finds is what it would have found."""
 
+import contextlib
 import random
 import signal
 import sqlite3
@@ -11,8 +12,8 @@ from postgres_server import server
 from storage_faults import for_a_while, full_disk, lose, server_down, server_hangs, server_slow, small_disk, sqlite_locked
 from study_targets import BASE, RECIPE, Shelf, load_study, open_record, space, tell_next
 
-from nas_attn import files, storage, study
-from nas_attn.errors import NasAttnError
+from nas_attn import files, storage, study, wire
+from nas_attn.errors import NasAttnError, StudyError
 from nas_attn.ledger import Ledger
 from nas_attn.pool import InlinePool
 from nas_attn.rebuild import rebuild
@@ -194,3 +195,28 @@ def test_a_server_that_hangs_for_a_while_or_is_slow_costs_only_time(tmp_path, mo
     with server_slow(own_server, str(Shelf.url), 0.1):
         longer = _run(tmp_path / "a", trials=TRIALS + 2)
     assert _told(longer)[: len(whole.trials)] == _told(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_server_that_hangs_for_good_ends_the_driver_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(wire, "OURS", {**wire.OURS, "connect_timeout": 2})
+    with server() as running, contextlib.ExitStack() as hanging:
+        url = running.fresh()
+        with open_record(tmp_path, storage=url) as record:
+            tell_next(record, measured(0.3))
+            monkeypatch.setattr(wire, "SILENCE_S", 1.0)
+            hanging.enter_context(server_hangs(running))
+            with pytest.raises(
+                NasAttnError, match=r"^The study's storage and folder must take writes, but did not .* same command\.$"
+            ) as caught:
+                tell_next(record, measured(0.4))
+            assert caught.value.exit_code == 1
+            with pytest.raises(StudyError, match=r"^The storage \S+ must be reachable, but.* timeout expired.*$"):
+                load_study(tmp_path, url)
+        hanging.close()
+        monkeypatch.undo()
+        with open_record(tmp_path, storage=url) as record:
+            tell_next(record, measured(0.4))
+            assert len(record.trials) == 2
