@@ -1,9 +1,8 @@
 """What a driver has handed to its pool and not got back: the fit of the base, measurements of several trials, trainings of one."""
 
 import json
-import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from nas_attn.work import Done, Pool, Task
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A task that a pool holds since `begun` (monotonic, s): a training of one trial (`job`), or the measurement of several."""
+    """A task that a pool holds: a training of one trial (`job`), or the measurement of several."""
 
     numbers: tuple[int, ...]
     job: Job | None = None
-    begun: float = field(default_factory=time.monotonic, compare=False)
 
 
 class Flights:

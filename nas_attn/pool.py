@@ -148,6 +148,7 @@ class RayPool(Pool):
 
         Raises:
             PoolError: no worker can be started any more.
+            NasAttnError: what tasks need has been away from every node for too long.
         """
         require_open(self._closed)
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
@@ -225,6 +226,7 @@ class RayPool(Pool):
 
     def _dispatch(self) -> None:
         tasks = list(self._queue)
+        self._seating.rest(time.monotonic())
         pairs = assign([task.exclusive for task in tasks], [slot.seat() for slot in self._slots])
         for place, seat in pairs:
             self._hand_over(self._slots[seat], tasks[place])
@@ -320,14 +322,17 @@ class RayPool(Pool):
             return None
         if slot.task is not None and given[2] == UNFIT:
             return self._replace(slot, given[1], "crash")
-        task, slot.task, slot.ref, slot.failures, slot.since = slot.task, None, None, 0, time.monotonic()
+        now, begun = time.monotonic(), slot.since
+        task, slot.task, slot.ref, slot.failures, slot.since = slot.task, None, None, 0, now
         if task is None:
             self._settle_in(slot, json.loads(given))
             return None
         result, lost, cause, files = given
         if task.key.startswith(MARK):
             self._seating.hear(slot, result, lost)
-        return self._keep(Done(task.key, result, lost, cause), files)
+        done = Done(task.key, result, lost, cause)
+        kept = self._keep(done, files)
+        return self._seating.outages.hear(slot.node if kept is done else "", task.kind, kept, begun, now)
 
     def _settle_in(self, slot: Slot, told: Mapping[str, Any]) -> None:
         """A worker has begun, perhaps on another node than the one that it replaces."""

@@ -4,12 +4,13 @@ The rules are in `seats` and `schedule`; here is the state that they are asked w
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nas_attn.admission import MARK, Admission
 from nas_attn.errors import PoolError
+from nas_attn.losses import Outages
 from nas_attn.schedule import Plan, Seat, floor4
 from nas_attn.seats import IDLE_S, Standing, closing, measuring, opening, seats_a_gpu, surplus
 from nas_attn.work import Task
@@ -29,6 +30,8 @@ class Slot:
     """Whether there is a node for it."""
     barred: bool = False
     """Whether its node lacks what a search needs."""
+    resting: bool = False
+    """Whether its node lacks, for now, what a task needs."""
     name: str = ""
     kind: str = ""
     annex: str = ""
@@ -50,7 +53,7 @@ class Slot:
         if self.actor is None or not self.placed or self.barred:
             return Seat(frozenset(), "absent", self.alone)
         if self.ref is None:
-            return Seat(self.devices, "absent" if self.leaving else "idle", self.alone)
+            return Seat(self.devices, "absent" if self.leaving or self.resting else "idle", self.alone)
         if self.task is not None:
             return Seat(self.devices, "exclusive" if self.task.exclusive else "busy", self.alone)
         return Seat(self.devices, "absent" if self.failures else "starting", self.alone)
@@ -66,7 +69,8 @@ class Slot:
         there = self.actor is not None and self.placed
         begins = self.ref is not None and (self.task is None or self.task.key.startswith(MARK))
         state = "closed" if self.actor is None else "coming" if begins else "idle" if self.ref is None else "busy"
-        return Standing("barred" if self.barred and there else state, now - self.since, self.alone and there)
+        barred = self.barred or (self.resting and state == "idle")
+        return Standing("barred" if barred and there else state, now - self.since, self.alone and there)
 
     def limit_s(self, start_s: float) -> float:
         """When what is owed is overdue, on the monotonic clock, a start after `start_s`. A node may take any time to come."""
@@ -95,7 +99,7 @@ class Seating:
 
     def __init__(self, tell: Callable[[str], None], latency_node: str | None = None) -> None:
         self.slots: list[Slot] = []
-        self.admission = Admission()
+        self.admission, self.outages = Admission(), Outages()
         self.elastic, self.idle_s = False, IDLE_S
         self._tell, self._latency_node = tell, latency_node
         self._measuring, self._kind, self._need_mib, self._said = "", "", 0.0, ""
@@ -124,10 +128,23 @@ class Seating:
         """One worker of each node."""
         return {slot.node: slot for slot in self.slots if slot.actor is not None}
 
-    def changes(self, queue: Iterable[Task], now: float) -> tuple[list[Slot], list[Slot]]:
-        """Seats to take a worker for, since tasks wait; and seats to give up, since none has waited for long."""
+    def rest(self, now: float) -> None:
+        """Whose node gets no work for now, since what a task needs was away there."""
+        for slot in self.slots:
+            slot.resting = self.outages.left_s(slot.node, now) > 0
+
+    def changes(self, queue: Collection[Task], now: float) -> tuple[list[Slot], list[Slot]]:
+        """Seats to take a worker for, since tasks wait; and seats to give up, since none has waited for long.
+
+        Raises:
+            PoolError: no node may work.
+            NasAttnError: what tasks need has been away from every node for too long.
+        """
         if all(slot.barred for slot in self.slots):
             raise PoolError(f"A search needs a node that has what it needs, but every node {'; '.join(self.admission.complaints())}")
+        kinds = {task.kind for task in queue}
+        if kinds and all(slot.task is None for slot in self.slots):
+            self.outages.require({slot.node for slot in self.slots if slot.there}, kinds)
         if not self.elastic:
             return [], []
         standings = [slot.standing(now) for slot in self.slots]
@@ -162,7 +179,7 @@ class Seating:
 
     def choose_measuring(self) -> None:
         """Where exclusive tasks run: always on one kind of device, for latencies of two kinds are no comparison."""
-        there = [slot for slot in self.slots if slot.there and self._may_measure(slot)]
+        there = [slot for slot in self.slots if slot.there and not slot.resting and self._may_measure(slot)]
         found = measuring(self._measuring, self._kind, [(slot.node, slot.kind) for slot in there])
         before, self._measuring = self._measuring, found or self._measuring
         self._kind = self._kind or next((slot.kind for slot in there if slot.node == found), "")

@@ -13,7 +13,7 @@ from typing import Any
 from nas_attn.carry import Annex, salvage, sees
 from nas_attn.schedule import processor
 from nas_attn.seats import node_kind
-from nas_attn.work import answer, import_target
+from nas_attn.work import answer, import_target, unwritten
 
 
 class Worker:
@@ -53,7 +53,10 @@ class Worker:
         if self._annex is None:
             return (*answer(self._serve, kind, payload), {})
         files = dict(zip(paths, contents, strict=True))
-        given, written = self._annex.work(lambda ours: answer(self._serve, kind, ours), payload, files)
+        try:
+            given, written = self._annex.work(lambda ours: answer(self._serve, kind, ours), payload, files)
+        except OSError as error:  # this node's own disk takes no more: neither this worker nor its task is to blame
+            return (*unwritten(error), {})
         return (*given, written)
 
 

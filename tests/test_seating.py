@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas_attn.admission import Admission
-from nas_attn.errors import PoolError
+from nas_attn.errors import NasAttnError, PoolError
 from nas_attn.schedule import Plan, assign
 from nas_attn.seating import Seating, Slot
 from nas_attn.work import Done, Task
@@ -77,6 +77,42 @@ def test_exclusive_work_moves_on_where_a_worker_fails_to_start() -> None:
     first.failures = 0
     seating.look({"1", "2"})
     assert [first.alone, second.alone] == [False, True]  # it stays where it has gone
+
+
+def test_a_node_without_its_data_rests_while_the_others_work_and_measure() -> None:
+    seating, heard = planned(("1", "H100"), ("1", "H100"), ("2", "H100"))
+    seats = [slot.seat().state for slot in seating.slots]
+    assert seats == ["idle"] * 3
+    seating.slots[1].ref, seating.slots[1].task = object(), Task("b", "train", "{}")
+    seating.outages.hear("1", "train", Done("a", None, "the data set is away", "data"), 0.0, 0.0)
+    seating.rest(0.5)
+    assert [slot.seat().state for slot in seating.slots] == ["absent", "busy", "idle"]
+    assert [slot.standing(0.5).state for slot in seating.slots] == ["barred", "busy", "idle"]
+    assert assign([False, False], [slot.seat() for slot in seating.slots]) == [(0, 2)]
+    seating.look({"1", "2"})
+    assert [slot.alone for slot in seating.slots] == [False, False, True]
+    assert heard == ["latency is measured on host-2 (10.0.0.2) from now on, which is alike"]
+    seating.rest(1.0)
+    assert [slot.seat().state for slot in seating.slots] == ["idle", "busy", "idle"]
+
+
+def test_a_search_ends_when_no_node_has_had_its_data_for_too_long() -> None:
+    seating, _ = planned(("1", "H100"), ("2", "H100"))
+    queue = [Task("a", "train", "{}")]
+
+    def lose(node: str) -> None:
+        for count in range(7):
+            seating.outages.hear(node, "train", Done("a", None, "the data set is away", "data"), 1000.0 * count, 1000.0 * count)
+
+    lose("1")
+    assert seating.changes(queue, 0.0) == ([], []), "the other node works"
+    lose("2")
+    seating.slots[1].task = Task("b", "train", "{}")
+    assert seating.changes(queue, 0.0) == ([], []), "what is under way may have what it needs"
+    seating.slots[1].task = None
+    assert seating.changes([], 0.0) == ([], [])
+    with pytest.raises(NasAttnError, match="the data set is away; waited 16 min"):
+        seating.changes(queue, 0.0)
 
 
 def test_a_node_that_joins_is_asked_before_it_gets_work() -> None:
