@@ -345,12 +345,12 @@ class RayPool(Pool):
 
     def _replace(self, slot: Slot, reason: str, cause: str) -> Done | None:
         _kill(slot)
-        slot.failures += slot.task is None and slot.ref is not None
+        if slot.task is None and slot.ref is not None:
+            self._seating.put_off(slot, reason, _START_FAILURES if self._warm else 1)
+            return None
         if slot.annex and slot.task is not None:
             self._porters.inherit(slot.node, slot.annex)
         slot.annex = ""
-        if (slot.failures and not self._warm) or all(s.failures >= _START_FAILURES for s in self._slots if s.actor is not None):
-            raise PoolError(f"A worker could not be started: {reason}")
         done = None if slot.task is None else Done(slot.task.key, None, reason, cause)
         self._start(slot)
         return done

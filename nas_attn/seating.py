@@ -4,13 +4,14 @@ The rules are in `seats` and `schedule`; here is the state that they are asked w
 """
 
 import math
+import time
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nas_attn.admission import MARK, Admission
 from nas_attn.errors import PoolError
-from nas_attn.losses import Outages
+from nas_attn.losses import PAUSES_S, Outages
 from nas_attn.schedule import Plan, Seat, floor4
 from nas_attn.seats import IDLE_S, Standing, closing, measuring, opening, seats_a_gpu, surplus
 from nas_attn.work import Task
@@ -47,6 +48,9 @@ class Slot:
     salvaged: float = 0.0
     devices: frozenset[str] = frozenset()
     failures: int = 0
+    """How often in a row a worker could not be started here."""
+    again: float = -math.inf
+    """When one is tried again, after that."""
 
     def seat(self) -> Seat:
         """This worker at the gate. One that fails to start again and again no longer keeps a device from exclusive work."""
@@ -68,7 +72,8 @@ class Slot:
         """This worker as the rules of `seats` see it, at a time of the monotonic clock."""
         there = self.actor is not None and self.placed
         begins = self.ref is not None and (self.task is None or self.task.key.startswith(MARK))
-        state = "closed" if self.actor is None else "coming" if begins else "idle" if self.ref is None else "busy"
+        closed = "failed" if now < self.again else "closed"
+        state = closed if self.actor is None else "coming" if begins else "idle" if self.ref is None else "busy"
         barred = self.barred or (self.resting and state == "idle")
         return Standing("barred" if barred and there else state, now - self.since, self.alone and there)
 
@@ -146,7 +151,7 @@ class Seating:
         if kinds and all(slot.task is None for slot in self.slots):
             self.outages.require({slot.node for slot in self.slots if slot.there}, kinds)
         if not self.elastic:
-            return [], []
+            return [slot for slot in self.slots if slot.actor is None and slot.failures and now >= slot.again], []
         standings = [slot.standing(now) for slot in self.slots]
         able = any(standing.measures and standing.state in ("idle", "busy") for standing in standings)
         waiting = sum(not task.exclusive or not able for task in queue)
@@ -156,6 +161,20 @@ class Seating:
         if closed:
             self._tell(f"{len(closed)} workers given up: nothing has waited for them for {self.idle_s:g} s")
         return [self.slots[i] for i in opened], [self.slots[i] for i in closed]
+
+    def put_off(self, slot: Slot, reason: str, most: int) -> None:
+        """A worker could not be started: it is tried again later, while the others work.
+
+        Raises:
+            PoolError: none could be, `most` times in a row.
+        """
+        slot.failures += 1
+        if all(other.failures >= most for other in self.slots if other.actor is not None or other.failures):
+            raise PoolError(f"A worker could not be started: {reason}")
+        now, pause = time.monotonic(), PAUSES_S[min(slot.failures, len(PAUSES_S)) - 1]
+        self._tell(f"{slot.name or slot.node or 'a node'}: a worker could not be started; tried again in {pause:g} s: {reason}")
+        slot.empty(now)
+        slot.again = now + pause
 
     def seat(self, slot: Slot, told: Mapping[str, Any]) -> Task | None:
         """A worker has begun, perhaps on another node than the one that it replaces. What its node must be asked first."""

@@ -18,8 +18,9 @@ CONTEXT_MIB = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A seat as the pool sees it: `state` is `closed` (nobody was asked for), `coming` (asked for), `idle`, `busy` or `barred` (its node
-    lacks something). `idle_s` is how long it has been so; `measures` is whether it is on the node of the latencies.
+    """A seat as the pool sees it: `state` is `closed` (nobody was asked for), `coming` (asked for), `idle`, `busy`, `barred` (its node
+    lacks something) or `failed` (none could be started, and one is tried later). `idle_s` is how long it has been so; `measures` is whether
+    it is on the node of the latencies.
     """
 
     state: str

@@ -342,10 +342,11 @@ address, folder = sys.argv[1:]
 with pool.RayPool("pool_targets:serve", workers=1, threads=1, address=address) as joined:
     joined.submit(work.Task("a", "echo", "{}"))
     print(joined.slots, joined.wait(60)[0].lost)
-for wrong in ({"target": "pool_targets:absent", "workers": 1, "threads": 1}, {"target": "pool_targets:serve", "workers": 5}):
+absent, crowded = {"target": "pool_targets:absent", "threads": 1}, {"target": "pool_targets:serve", "cpus_per_worker": 2}
+for wrong in (absent, crowded):
     pool.START_TIMEOUT_S = 10 if "threads" in wrong else 2
     try:
-        pool.RayPool(address=address, **wrong)
+        pool.RayPool(address=address, workers=1, **wrong)
     except PoolError as error:
         print(error)
 """

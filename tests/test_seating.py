@@ -115,6 +115,32 @@ def test_a_search_ends_when_no_node_has_had_its_data_for_too_long() -> None:
         seating.changes(queue, 0.0)
 
 
+def test_a_worker_that_cannot_be_started_is_tried_again_while_the_others_work() -> None:
+    seating, heard = planned(("1", "H100"), ("2", "H100"))
+    first, second = seating.slots
+    first.ref = object()
+    seating.put_off(first, "CUDA error", 1)
+    assert heard[0] == "host-1 (10.0.0.1): a worker could not be started; tried again in 1 s: CUDA error"
+    assert (first.actor, first.ref, seating.open) == (None, None, 1)
+    assert seating.changes([], first.again - 0.01) == ([], [])
+    assert seating.changes([], first.again) == ([first], [])
+    first.actor, first.ref, second.failures = object(), object(), 1
+    with pytest.raises(PoolError, match="A worker could not be started: CUDA error"):
+        seating.put_off(first, "CUDA error", 1)
+
+
+def test_a_seat_that_failed_is_not_opened_at_once() -> None:
+    seating = Seating(lambda _: None)
+    seating.stretch(UNIT, 2)
+    begin(seating, seating.slots[0], "1")
+    seating.slots[0].task = seating.slots[0].ref = Task("a", "train", "{}")
+    seating.slots[1].actor = seating.slots[1].ref = object()
+    seating.put_off(seating.slots[1], "no room", 1)
+    waiting = [Task("b", "train", "{}")]
+    assert seating.changes(waiting, seating.slots[1].again - 0.01) == ([], [])
+    assert seating.changes(waiting, seating.slots[1].again) == ([seating.slots[1]], [])
+
+
 def test_a_node_that_joins_is_asked_before_it_gets_work() -> None:
     seating, heard = planned(("1", "H100"), ("1", "H100"))
     seating.admission.question = ("check", "{}", lambda done: None if done.result == "{}" else "lacks 3 of 9 images")
