@@ -21,6 +21,8 @@ MAX_ATTEMPTS = 20
 BLAMED = frozenset({"crash", "memory", "deadline", "answer"})
 AWAY = frozenset({"data", "disk"})
 """What a training needs is away for a while: nobody is blamed, and the node rests."""
+GONE = frozenset({"crash", "memory", "node", "preempted"})
+"""The worker that had the task is no more."""
 FREE = frozenset({"preempted"}) | AWAY
 CRASHES, LOSSES, CROWDED, SPARED = "crashes", "losses", "crowded", "spared"
 COUNTERS = ("attempts", LOSSES, CRASHES, CROWDED, SPARED)

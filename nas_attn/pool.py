@@ -10,7 +10,7 @@ Exclusivity is decided here and not by Ray's resources: a task that asks Ray for
 import json
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from nas_attn.carry import deliver, leave_mark, needed
 from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
 from nas_attn.inline_pool import InlinePool
-from nas_attn.losses import cause_of, reason_of
+from nas_attn.losses import GONE, MAX_LOSSES, cause_of, reason_of
 from nas_attn.porters import Porters
 from nas_attn.schedule import assign, available_cpus, check_options, measuring_node, plan_cluster, unit_plan
 from nas_attn.seating import Seating, Slot
@@ -256,19 +256,26 @@ class RayPool(Pool):
         return self._shipped[path][1]
 
     def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
-        """One task on each node, while nothing else is under way: the node's name and what came of it."""
+        """One task on each node, while nothing else is under way: the node's name and what came of it. Where the worker is lost under it,
+        the next is asked, as often as for any task; a node that goes meanwhile is left out.
+        """
         require_open(self._closed)
         if self._queue or any(slot.ref is not None for slot in self._slots):
             raise PoolError("A pool asks all of its nodes only while nothing else is under way; wait for what was submitted.")
-        names = {node: slot.name for node, slot in self._seating.present().items()}
-        for slot in self._seating.present().values():
-            self._hand_over(slot, Task(slot.node, kind, payload, deadline_s=DEADLINE_S))
-        done: list[Done] = []
-        while len(done) < len(names):
+        names, lost, self._answers = dict[str, str](), Counter[str](), {}
+        while unasked := self._seating.unasked(self._answers):
+            asked = {slot.node for slot in unasked if slot.task is not None}
+            for slot in unasked:
+                if slot.ref is None and slot.node not in asked:
+                    asked.add(slot.node)
+                    names[slot.node] = slot.name
+                    self._hand_over(slot, Task(slot.node, kind, payload, deadline_s=DEADLINE_S))
             check_interrupt()
-            done += self._collect(time.monotonic() + POLL_S)
-        self._answers = {one.key: one for one in done}
-        return [(names[one.key], one) for one in sorted(done, key=lambda one: list(names).index(one.key))]
+            done = self._collect(time.monotonic() + POLL_S)
+            lost.update(one.key for one in done if one.cause in GONE)
+            self._answers |= {one.key: one for one in done if one.cause not in GONE or lost[one.key] == MAX_LOSSES}
+            self._watch()
+        return [(name, self._answers[node]) for node, name in names.items() if node in self._answers]
 
     def require(self, kind: str, payload: str, judge: Judge) -> None:
         """From now on, ask each node that joins before it gets work; those that are there have answered to `everywhere`."""

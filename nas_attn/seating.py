@@ -129,9 +129,10 @@ class Seating:
         """Where workers are started first."""
         return self.slots[:1] if self.elastic else self.slots
 
-    def present(self) -> dict[str, Slot]:
-        """One worker of each node."""
-        return {slot.node: slot for slot in self.slots if slot.actor is not None}
+    def unasked(self, answered: Container[str]) -> list[Slot]:
+        """Workers, there or about to be, of nodes that have not answered."""
+        there = [slot for slot in self.slots if slot.actor is not None and slot.placed and not slot.lost]
+        return [slot for slot in there if slot.node not in answered]
 
     def rest(self, now: float) -> None:
         """Whose node gets no work for now, since what a task needs was away there."""

@@ -69,7 +69,7 @@ class Pool(Protocol):
         """Run until at least one task has ended. Empty after `timeout_s` (None: never), and at once if nothing is outstanding."""
 
     def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
-        """Run one task on each node, outside the queue; pairs of a node's name and what came of it.
+        """Run one task on each node, outside the queue, again where its worker is lost; pairs of a node's name and what came of it.
 
         Raises:
             PoolError: something else is under way.
