@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.admission import DEADLINE_S, MARK, Judge
-from nas_attn.carry import deliver, leave_mark, needed
 from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
+from nas_attn.freight import Freight
 from nas_attn.inline_pool import InlinePool
 from nas_attn.losses import GONE, MAX_LOSSES, cause_of, reason_of
 from nas_attn.porters import Porters
@@ -101,14 +101,12 @@ class RayPool(Pool):
         if max_workers is not None and not address:
             raise InputError("`--max-workers` lets a cluster's autoscaler bring nodes, so it needs `--address`; use --workers here.")
         self._target = target
-        self._folder = folder.resolve() if folder is not None else None
-        self._mark = leave_mark(self._folder) if self._folder is not None else ""
-        self._shipped: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._freight = Freight(folder)
         self._environment = _QUIET | ({"CUDA_VISIBLE_DEVICES": ""} if gpus_per_worker == 0 else {})
         self._queue: deque[Task] = deque()
         self._seating, self._asked_cpus = Seating(tell, latency_node), cpus_per_worker
         self._answers: dict[str, Done] = {}
-        self._cluster, self._porters = Cluster(), Porters(self._folder)
+        self._cluster, self._porters = Cluster(), Porters(self._freight.folder)
         self._watched = 0.0
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
@@ -169,9 +167,9 @@ class RayPool(Pool):
         self._closed = True
         with no_interrupt():
             try:
-                self._porters.close()
                 for slot in self._slots:
                     _kill(slot)
+                self._porters.close((slot.node, slot.annex) for slot in self._slots if slot.annex)
             finally:
                 self._cluster.close()
                 self._queue.clear()
@@ -200,7 +198,8 @@ class RayPool(Pool):
         )(Worker)
         threads = str(plan.threads)
         environment = self._environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        slot.actor = actor.remote(self._target, environment, None if self._folder is None else str(self._folder), self._mark)
+        folder = self._freight.folder
+        slot.actor = actor.remote(self._target, environment, None if folder is None else str(folder), self._freight.mark)
         slot.task, slot.since, slot.placed, slot.barred = None, time.monotonic(), not slot.anywhere, False
         slot.ref = slot.actor.start.remote() if slot.placed else slot.actor.__ray_ready__.remote()
         if slot.anywhere:
@@ -214,7 +213,9 @@ class RayPool(Pool):
             return
         self._watched = now
         states = self._cluster.states()
-        self._seating.look({node for node, state in states.items() if state in ("alive", "draining")})
+        there = {node for node, state in states.items() if state in ("alive", "draining")}
+        self._seating.look(there)
+        self._porters.keep(there)
         for slot in self._slots:
             known, slot.leaving = slot.leaving, states.get(slot.node) == "draining"
             if slot.annex and slot.task is not None and (slot.leaving > known or now - slot.salvaged > SALVAGE_S):
@@ -237,23 +238,15 @@ class RayPool(Pool):
             self._start(slot)
         for slot in (*given_up, *self._seating.spare()):
             _kill(slot)
+            self._porters.clear(slot.node, slot.annex)
             slot.empty(time.monotonic())
 
     def _hand_over(self, slot: Slot, task: Task) -> None:
-        paths = needed(task.payload, self._folder, task.needs) if slot.annex and self._folder is not None else ()
+        slot.reads = self._freight.files(task) if slot.annex else ()
         slot.task, slot.since = task, time.monotonic()
         slot.salvaged = slot.since
-        slot.ref = slot.actor.run.remote(task.kind, task.payload, paths, *(self._ship(path) for path in paths))
-
-    def _ship(self, path: str) -> Any:
-        """A file's content in Ray's object store, put there once for all workers."""
-        import ray
-
-        state = Path(path).stat()
-        version = (state.st_mtime_ns, state.st_size)
-        if self._shipped.get(path, (None, None))[0] != version:
-            self._shipped[path] = (version, ray.put(Path(path).read_bytes()))
-        return self._shipped[path][1]
+        flying = {path for other in self._slots if other.task is not None for path in other.reads}
+        slot.ref = slot.actor.run.remote(task.kind, task.payload, slot.reads, *self._freight.ship(slot.reads, flying))
 
     def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
         """One task on each node, while nothing else is under way: the node's name and what came of it. Where the worker is lost under it,
@@ -286,17 +279,6 @@ class RayPool(Pool):
     def need(self, memory_mib: float) -> None:
         """Give up workers for which a GPU has no memory, each task taking so much."""
         self._seating.need(memory_mib)
-
-    def _keep(self, done: Done, files: Mapping[str, bytes]) -> Done:
-        """The end of a task, once what its worker brought is in the study's folder."""
-        if self._folder is None or not files:
-            return done
-        try:
-            deliver(self._folder, files)
-        except (OSError, PoolError) as error:
-            cause = "disk" if isinstance(error, OSError) else "answer"
-            return Done(done.key, None, f"what it wrote could not be kept: {error}", cause)
-        return done
 
     def _collect(self, end: float) -> list[Done]:
         """What has ended, after waiting for the first end, the next deadline or `end`."""
@@ -338,7 +320,7 @@ class RayPool(Pool):
         if task.key.startswith(MARK):
             self._seating.hear(slot, result, lost)
         done = Done(task.key, result, lost, cause)
-        kept = self._keep(done, files)
+        kept = self._freight.unload(done, files)
         return self._seating.outages.hear(slot.node if kept is done else "", task.kind, kept, begun, now)
 
     def _settle_in(self, slot: Slot, told: Mapping[str, Any]) -> None:
@@ -355,8 +337,9 @@ class RayPool(Pool):
         if slot.task is None and slot.ref is not None:
             self._seating.put_off(slot, reason, _START_FAILURES if self._warm else 1)
             return None
-        if slot.annex and slot.task is not None:
+        if slot.task is not None:
             self._porters.inherit(slot.node, slot.annex)
+        self._porters.clear(slot.node, slot.annex)
         slot.annex = ""
         done = None if slot.task is None else Done(slot.task.key, None, reason, cause)
         self._start(slot)

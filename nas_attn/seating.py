@@ -44,6 +44,8 @@ class Slot:
     actor: Any = None
     ref: Any = None
     task: Task | None = None
+    reads: tuple[str, ...] = ()
+    """The driver's files that have travelled with the task."""
     since: float = 0.0
     salvaged: float = 0.0
     devices: frozenset[str] = frozenset()
@@ -91,7 +93,7 @@ class Slot:
     def empty(self, now: float) -> None:
         """Nobody sits here any more."""
         self.actor = self.ref = self.task = None
-        self.devices, self.barred, self.since = frozenset(), False, now
+        self.devices, self.barred, self.since, self.annex = frozenset(), False, now, ""
         if self.anywhere:
             self.node = self.name = ""
 

@@ -8,12 +8,16 @@ import os
 import shutil
 import socket
 import sys
+import time
 from typing import Any
 
 from nas_attn.carry import Annex, salvage, sees
 from nas_attn.schedule import processor
 from nas_attn.seats import node_kind
 from nas_attn.work import answer, import_target, unwritten
+
+CLEARINGS = 50
+"""How often a porter tries to clear a folder away, a tenth of a second apart."""
 
 
 class Worker:
@@ -68,5 +72,9 @@ class Porter:
         return salvage(root)
 
     def clear(self, root: str) -> None:
-        """Deletes the private folder of a worker that is dead."""
-        shutil.rmtree(root, ignore_errors=True)
+        """Deletes the private folder of a worker that is dead, or about to be: it may write for a moment yet."""
+        for _ in range(CLEARINGS):
+            shutil.rmtree(root, ignore_errors=True)
+            time.sleep(0.1)
+            if not os.path.lexists(root):
+                return

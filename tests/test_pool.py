@@ -433,6 +433,7 @@ def test_what_a_dead_worker_has_kept_is_brought_to_the_study_and_its_folder_clea
     assert brought == {name: name for name in ("trials/d/j/1/checkpoint.pt", "base/checkpoint.pt")}
     (study / "base/checkpoint.pt").unlink()
     porters.inherit(node, str(annex))
+    porters.clear(node, str(annex))
     assert (study / "base/checkpoint.pt").is_file()
     while annex.exists() and time.monotonic() < end:
         time.sleep(0.05)
