@@ -52,12 +52,14 @@ def open_pool(
     max_workers: int | None = None,
     tell: Callable[[str], None] | None = None,
     insecure_cluster: bool = False,
+    latency_kind: str = "",
 ) -> Pool:
     """The pool that `kind` names (`ray` or `inline`), serving `target` (`module:function`, from kind and JSON payload to JSON).
 
     `folder` is the study's; its files travel to workers that do not see it. Exclusive tasks run on `latency_node` (host name, address or
-    identity of a node), or else on the first node that has workers. With `max_workers` workers are asked for as work waits and given up
-    as it does not, so that an autoscaler brings and takes nodes. `tell` hears what becomes of nodes. `insecure_cluster`: anybody may.
+    identity of a node), or else on a node of `latency_kind` (a device's name), or else on the first node that has workers. With
+    `max_workers` workers are asked for as work waits and given up as it does not, so that an autoscaler brings and takes nodes. `tell`
+    hears what becomes of nodes. `insecure_cluster`: anybody may.
 
     Raises:
         InputError: an unknown kind or an impossible number.
@@ -67,7 +69,7 @@ def open_pool(
         return InlinePool(target)
     if kind == "ray":
         elastic = (cpus_per_worker, max_workers, tell or (lambda _: None))
-        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node, *elastic, insecure_cluster)
+        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node, *elastic, insecure_cluster, latency_kind)
     raise InputError(f"A pool is `ray` or `inline`, but got {kind!r}. {nearest(kind, ('ray', 'inline'))}")
 
 
@@ -96,6 +98,7 @@ class RayPool(Pool):
         max_workers: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
         insecure_cluster: bool = False,
+        latency_kind: str = "",
     ) -> None:
         check_options(workers, gpus_per_worker, threads, cpus_per_worker, max_workers)
         if max_workers is not None and not address:
@@ -117,6 +120,7 @@ class RayPool(Pool):
             else:
                 self._seating.stretch(unit_plan(gpus_per_worker, threads, cpus_per_worker), max_workers)
             self._start_all()
+            self._seating.prefer(latency_kind)
         except BaseException:
             self.close()
             raise

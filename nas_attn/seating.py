@@ -212,6 +212,15 @@ class Seating:
         elif before and found != before:
             self._say(f"latency is measured on {next(slot.name for slot in there if slot.node == found)} from now on, which is alike")
 
+    def prefer(self, kind: str) -> None:
+        """A study's latencies are of that kind already: more are measured on such a node, if one is there or may come, unless the user has
+        named another. Where there is none the first node measures, which the study refuses and says what may be done.
+        """
+        may_come = self.elastic or any(slot.kind == kind or slot.failures for slot in self.slots)
+        if kind and self._latency_node is None and may_come:
+            self._kind = kind
+            self.choose_measuring()
+
     def need(self, memory_mib: float) -> None:
         """From now on each task is planned with so much of a GPU's memory."""
         self._need_mib = memory_mib

@@ -84,8 +84,8 @@ def node_kind(node: Mapping[str, Any], processor: str) -> str:
 
 def measuring(node: str, kind: str, used: Sequence[tuple[str, str]]) -> str | None:
     """Where latency is measured from now on, of the (node, kind) pairs that have workers: as before, or on another node of that kind, or,
-    where there is none, nowhere until one comes. The first node decides the kind.
+    where there is none, nowhere until one comes. The first node decides the kind, unless a study has one already.
     """
-    if any(name == node for name, _ in used):
+    if any(name == node and kind in ("", other) for name, other in used):
         return node
     return next((name for name, other in used if not kind or other == kind), None)

@@ -37,6 +37,10 @@ class Worker:
         self._serve = import_target(self._target)
         if ray.get_gpu_ids() and "torch" in sys.modules:  # a GPU that has failed is found here, and not by a trial
             sys.modules["torch"].zeros(8, device="cuda").sum().item()
+        # By the name that a study keeps of its latencies' device, or Ray's own word for it where the target does not compute with torch.
+        kind = (
+            sys.modules["torch"].cuda.get_device_name(0) if ray.get_gpu_ids() and "torch" in sys.modules else node_kind(here, processor())
+        )
         if self._folder is not None and not sees(self._folder, self._mark):
             self._annex = Annex(self._folder)
         return json.dumps(
@@ -44,7 +48,7 @@ class Worker:
                 "pid": os.getpid(),
                 "node": node,
                 "name": f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
-                "kind": node_kind(here, processor()),
+                "kind": kind,
                 "devices": [f"{node}/{gpu}" for gpu in ray.get_gpu_ids() or ["cpu"]],
                 "annex": str(self._annex.root) if self._annex else "",
             }

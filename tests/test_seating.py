@@ -51,6 +51,15 @@ def test_another_node_measures_only_if_it_is_alike() -> None:
     assert [slot.alone for slot in seating.slots] == [False, True, False]
 
 
+def test_a_study_that_goes_on_is_measured_on_its_own_kind_if_that_is_there() -> None:
+    nodes = (("1", "A10"), ("2", "H100"))
+    for kind, latency_node, alone in (("H100", None, [False, True]), ("H100", "host-1", [True, False]), ("L4", None, [True, False])):
+        seating, _ = planned(*nodes)
+        seating._latency_node = latency_node
+        seating.prefer(kind)
+        assert [slot.alone for slot in seating.slots] == alone
+
+
 def test_exclusive_work_moves_on_where_nothing_replaces_a_node_that_died() -> None:
     """Its workers are started anew, and wait for ever where no other node has room for them."""
     seating, heard = planned(("1", "H100"), ("2", "H100"))
