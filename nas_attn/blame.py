@@ -1,8 +1,8 @@
-"""The losses of a study's jobs, counted in its record: who is to blame, who runs alone from now on, and when to wait for the data."""
+"""The losses of a study's jobs, counted in its record: who is to blame, who runs alone from now on, and which losses are nobody's fault."""
 
 from collections.abc import Callable
 
-from nas_attn.losses import CROWDED, Outages, sentence
+from nas_attn.losses import CROWDED, SPARED, sentence
 from nas_attn.outcome import Failure, Job
 from nas_attn.protocol import job_key
 from nas_attn.record import Record
@@ -14,15 +14,13 @@ class Blame:
 
     def __init__(self, record: Record, tell: Callable[[str, str], None]) -> None:
         self._record, self._tell = record, tell
-        self.outages = Outages(tell)
 
     def failure(self, number: int, key: str, done: Done) -> Failure | None:
         """Counts a loss for or against a job; the failure of one that was lost too often."""
         verdict = sentence(done.cause)
         if done.cause == "memory":
             self._record.count(number, CROWDED, key)
-        count = self._record.count(number, verdict.counter, key) if verdict.counter is not None else 0
-        return verdict.failure(count, done.cause, str(done.lost))
+        return verdict.failure(self._record.count(number, verdict.counter, key), done.cause, str(done.lost))
 
     def spared(self, number: int, job: Job, outcome: object) -> bool:
         """Whether a training that lacked memory beside others is run once more, alone, instead of being a failure.
@@ -30,7 +28,6 @@ class Blame:
         At the same batch: half of it is another training (twice the steps), which could not be compared with those of all other trials,
         and to train all of them again would cost the whole study.
         """
-        self.outages.end()
         if not (isinstance(outcome, Failure) and outcome.stage == "memory") or job.alone:
             return False
         self._record.count(number, CROWDED, job_key(job))
@@ -40,3 +37,7 @@ class Blame:
     def alone(self, number: int, key: str) -> bool:
         """Whether a job has lacked memory beside others."""
         return self._record.times(number, CROWDED, key) > 0
+
+    def begun(self, number: int, key: str) -> int:
+        """How often a job was begun, but for the attempts that were lost through nobody's fault."""
+        return self._record.times(number, "attempts", key) - self._record.times(number, SPARED, key)

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -73,8 +73,9 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(entry)
 
 
-def deliver(folder: Path, files: Mapping[str, bytes]) -> None:
+def deliver(folder: Path, files: Mapping[str, bytes], pauses: Sequence[float] | None = None) -> None:
     """Writes what a worker brought back into the study's folder, each file whole or not at all; JSON last, for it says that all is there.
+    `pauses` as for `write_atomic`.
 
     Raises:
         PoolError: a name that would leave the folder. Workers are trusted with code, but not with a slip of a path.
@@ -86,11 +87,11 @@ def deliver(folder: Path, files: Mapping[str, bytes]) -> None:
         if not plain or not _inside(folder, folder / name):
             raise PoolError(f"A worker may bring files into the study's own folders only, but brought {name!r}.")
     for name in sorted(files, key=lambda name: (name.endswith(".json"), name)):
-        _write(folder / name, files[name])
+        _write(folder / name, files[name], pauses)
 
 
-def _write(file: Path, content: bytes) -> None:
-    write_atomic(file, lambda temporary: temporary.write_bytes(content))
+def _write(file: Path, content: bytes, pauses: Sequence[float] | None = None) -> None:
+    write_atomic(file, lambda temporary: temporary.write_bytes(content), pauses)
 
 
 def _inside(folder: Path, file: Path) -> bool:

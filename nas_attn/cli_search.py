@@ -55,6 +55,7 @@ def search(
     from nas_attn.home import require_no_driver
     from nas_attn.pool import open_pool
     from nas_attn.progress import Watch
+    from nas_attn.record import latency_kind
 
     detector.silence()
     import_own(imports)
@@ -88,6 +89,7 @@ def search(
             max_workers=max_workers,
             tell=watch.note,
             insecure_cluster=insecure_cluster,
+            latency_kind=latency_kind(out, storage),
         ) as running,
     ):
         nodes.check(running, prepared)

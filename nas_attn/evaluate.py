@@ -79,6 +79,9 @@ def fit(setup: Setup) -> dict[str, Any]:
     """Fit the base to the data once; an earlier finished fit of the same study is returned as it is.
 
     Returns a dictionary with `fingerprint` of the fitted weights, score, curve and seconds, or with `failure`.
+
+    Raises:
+        Unavailable, OSError, Unfit: as `evaluate`.
     """
     stages = _Stages()
     folder = Path(setup.folder) / "base"
@@ -97,6 +100,7 @@ def fit(setup: Setup) -> dict[str, Any]:
             return _keep_fit(setup, folder, state, trained, new_tensors)
     except Exception as error:
         mishap.require_device(error, setup.device)
+        mishap.require_disk(error, setup.folder)
         mishap.require_data((setup.train_list, setup.val_list))
         return {"failure": asdict(stages.failure(error))}
 

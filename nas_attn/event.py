@@ -31,7 +31,7 @@ class Scene:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened: `kind` is one of `fit`, `fitted`, `asked`, `measured`, `rejected`, `train`, `trained`, `told`, `lost`,
-    `waits`, `adopted`, `unusable`, `late`, `exhausted`, `took over`. `done` of `total` trials have counted by then.
+    `adopted`, `unusable`, `late`, `exhausted`, `took over`. `done` of `total` trials have counted by then.
     """
 
     kind: str

@@ -183,7 +183,9 @@ def _dump(config: Mapping[str, Any]) -> str:
 
 
 def _header(snapshot: Snapshot, trial: Trial, setup: Setup, reason: str) -> str:
-    why = textwrap.fill(printable(reason), 136, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False) + "\n" if reason else ""
+    why = (
+        textwrap.fill(printable(reason), 136, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False) + "\n" if reason else ""
+    )
     return (
         f"# {printable(setup.base)} with {printable(trial.architecture)}; rows are numbered after the insertion.\n"
         f"# Exported by nas_attn {version('nas-attn')} from study {printable(snapshot.name)}, trial {trial.number}; see card.md.\n"

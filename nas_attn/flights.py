@@ -2,9 +2,8 @@
 
 import functools
 import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from nas_attn.work import Done, Pool, Task
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A task that a pool holds since `begun` (monotonic, s): a training of one trial (`job`), or the measurement of several."""
+    """A task that a pool holds: a training of one trial (`job`), or the measurement of several."""
 
     numbers: tuple[int, ...]
     job: Job | None = None
-    begun: float = field(default_factory=time.monotonic, compare=False)
 
 
 class Flights:

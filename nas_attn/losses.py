@@ -5,9 +5,8 @@ workers twice has failed, also when the second time is a new driver's. A node th
 """
 
 import math
-import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 
 from nas_attn.errors import NasAttnError
 from nas_attn.outcome import Failure
@@ -18,16 +17,18 @@ MAX_CRASHES = 2
 MAX_LOSSES = 3
 """A job whose node was lost under it this often has failed: it was run again twice."""
 MAX_ATTEMPTS = 20
-"""A job that was begun this often without an end has failed: it brings the driver down."""
+"""A job that was begun this often without an end, or a loss that is nobody's fault, has failed: it brings the driver down."""
 BLAMED = frozenset({"crash", "memory", "deadline", "answer"})
 AWAY = frozenset({"data", "disk"})
-"""What a training needs is away for a while: nobody is blamed, and the search waits."""
+"""What a training needs is away for a while: nobody is blamed, and the node rests."""
+GONE = frozenset({"crash", "memory", "node", "preempted"})
+"""The worker that had the task is no more."""
 FREE = frozenset({"preempted"}) | AWAY
-CRASHES, LOSSES, CROWDED = "crashes", "losses", "crowded"
-COUNTERS = ("attempts", LOSSES, CRASHES, CROWDED)
-"""What a record counts of every job; `crowded`: how often it lacked memory beside others."""
+CRASHES, LOSSES, CROWDED, SPARED = "crashes", "losses", "crowded", "spared"
+COUNTERS = ("attempts", LOSSES, CRASHES, CROWDED, SPARED)
+"""What a record counts of every job; `crowded`: how often it lacked memory beside others, `spared`: how often nobody was to blame."""
 PAUSES_S = (1.0, 5.0, 15.0, 60.0, 300.0, 600.0)
-"""How long a search waits for a data set that is away, or for room on a disk, before it gives up."""
+"""How long a node rests while its data set is away, or its disk full; where all have rested so often, a search gives up."""
 
 _BROKEN = frozenset({"OutOfMemoryError"})
 _UNREACHED = frozenset({"ActorUnavailableError", "NodeDiedError", "ObjectLostError", "OwnerDiedError", "LocalRayletDiedError"})
@@ -48,14 +49,14 @@ def cause_of(error: Collection[str], node: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """What a loss means for a job: the counter to raise, if any, and the count at which the job has failed."""
+    """What a loss means for a job: the counter to raise, and the count at which the job has failed."""
 
-    counter: str | None
-    most: int
+    counter: str
+    most: float
 
     def failure(self, count: int, cause: str, reason: str) -> Failure | None:
         """The failure of a job that was lost so often, if that is too often."""
-        if self.counter is None or count < self.most:
+        if count < self.most:
             return None
         stage = "deadline" if cause == "deadline" else "memory" if cause == "memory" else "worker"
         crashed = "answered nonsense or ended its worker" if cause == "answer" else "ended its worker"
@@ -66,7 +67,7 @@ class Sentence:
 def sentence(cause: str) -> Sentence:
     """What follows from a cause."""
     if cause in FREE:
-        return Sentence(None, MAX_ATTEMPTS)
+        return Sentence(SPARED, math.inf)
     return Sentence(CRASHES, MAX_CRASHES) if cause in BLAMED else Sentence(LOSSES, MAX_LOSSES)
 
 
@@ -76,40 +77,50 @@ def heard(done: Done, read: Callable[[str], object]) -> Done:
         try:
             read(done.result)
         except NasAttnError as error:
-            return Done(done.key, None, str(error), "answer")
+            return replace(done, result=None, lost=str(error), cause="answer")
     return done
 
 
 class Outages:
-    """Where the data set is away, or a disk is full, every training would fail: none is begun for a while, and it is nobody's failure.
+    """Nodes on which the data set is away, or a disk is full: whatever trains there would fail. Each rests, and is tried again.
 
-    `tell` takes a kind of event and its words. What was begun before a pause and is lost to the same cause was lost to the same outage: it
-    makes no pause of its own, however many workers there are.
+    The others work on, and it is nobody's failure. What a node was given before a rest and loses to the same cause was lost to the same
+    outage: it makes no rest of its own, however many workers there are. A task that ends well ends the outage for its kind: a measurement
+    reads no image. The node `""` stands for the driver's own machine, whose disk all need. Times are of the monotonic clock.
     """
 
-    def __init__(self, tell: Callable[[str, str], None]) -> None:
-        self._tell = tell
-        self._missed, self._looked = 0, -math.inf
+    def __init__(self) -> None:
+        self._missed: dict[tuple[str, str], int] = {}
+        self._until: dict[str, float] = {}
+        self._last = ""
 
-    def wait(self, done: Done, begun: float = math.inf) -> None:
-        """Waits, if that is why a task was lost which was handed over at `begun` (monotonic, s; not given: after any pause).
+    def hear(self, node: str, kind: str, done: Done, begun: float, now: float) -> Done:
+        """The end of a task of that kind, which a node was given at `begun`; where a rest follows, its words say for how long."""
+        if done.result is not None:
+            self._missed.pop((node, kind), None)
+        if done.cause not in AWAY or begun < self._until.get(node, -math.inf):
+            return done
+        missed = self._missed.get((node, kind), 0)
+        pause = PAUSES_S[min(missed, len(PAUSES_S) - 1)]
+        self._missed[node, kind], self._until[node], self._last = missed + 1, now + pause, str(done.lost)
+        return replace(done, lost=f"{done.lost}; looks again in {pause:g} s")
+
+    def left_s(self, node: str, now: float) -> float:
+        """For how long a node rests from now on; 0 where it does not."""
+        return max(0.0, *(self._until.get(name, -math.inf) - now for name in (node, "")))
+
+    def require(self, nodes: Iterable[str], kinds: Iterable[str]) -> None:
+        """Whether tasks of these kinds may ever run on one of these nodes, while none is under way anywhere.
 
         Raises:
-            NasAttnError: it was away for too long.
+            NasAttnError: what one needs was away from all of them for too long.
         """
-        if done.cause not in AWAY or begun < self._looked:
-            return
-        if self._missed == len(PAUSES_S):
-            raise NasAttnError(f"{done.lost}; waited {sum(PAUSES_S) / 60:.0f} min for it: bring it back, then run the same command.")
-        pause = PAUSES_S[self._missed]
-        self._missed += 1
-        self._tell("waits", f"{done.lost}; looks again in {pause:g} s")
-        time.sleep(pause)
-        self._looked = time.monotonic()
-
-    def end(self) -> None:
-        """A task has had what it needs."""
-        self._missed = 0
+        names = [*nodes]
+        for kind in kinds:
+            away = [self._missed.get((name, kind), 0) > len(PAUSES_S) for name in ("", *names)]
+            if away[0] or (names and all(away[1:])):
+                minutes = sum(PAUSES_S) / 60
+                raise NasAttnError(f"{self._last}; waited {minutes:.0f} min for it: bring it back, then run the same command.")
 
 
 def reason_of(error: Exception) -> str:

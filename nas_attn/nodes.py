@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from nas_attn.errors import InputError
+from nas_attn.errors import InputError, PoolError
+from nas_attn.losses import GONE, MAX_LOSSES
 from nas_attn.plan import Plan
 from nas_attn.setup import Setup, code_version
 from nas_attn.work import Done, Pool
@@ -17,6 +18,7 @@ def check(pool: Pool, plan: Plan) -> None:
 
     Raises:
         InputError: a node without some of the images, with other labels or versions of the code, or without the latency backend.
+        PoolError: a node whose workers are lost again and again.
     """
     images = len(plan.train) + len(plan.scored)
     _ask(pool, plan.setup, plan.train, plan.scored, "data set and code", lambda told: _wrong(told) or _wrong_data(told, images))
@@ -38,6 +40,9 @@ def _ask(pool: Pool, setup: Setup, train: Sequence[str], scored: Sequence[str], 
         return f"cannot read the data set: {done.lost}" if done.result is None else wrong(json.loads(done.result))
 
     for node, done in pool.everywhere("check", payload):
+        if done.result is None and done.cause in GONE:
+            told = f"but {node} was lost over it {MAX_LOSSES} times: {done.lost}; run the same command again, or without that node."
+            raise PoolError(f"Every node must tell what it has before a search begins, {told}")
         reason = judged(done)
         if reason:
             raise InputError(f"Every node must have the same {what}, but {node} {reason}")

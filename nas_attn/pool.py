@@ -10,17 +10,17 @@ Exclusivity is decided here and not by Ray's resources: a task that asks Ray for
 import json
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nas_attn.admission import DEADLINE_S, MARK, Judge
-from nas_attn.carry import deliver, leave_mark, needed
 from nas_attn.cluster import Cluster, check_interrupt, no_interrupt
 from nas_attn.errors import InputError, PoolError, nearest
+from nas_attn.freight import Freight
 from nas_attn.inline_pool import InlinePool
-from nas_attn.losses import cause_of, reason_of
+from nas_attn.losses import GONE, MAX_LOSSES, cause_of, reason_of
 from nas_attn.porters import Porters
 from nas_attn.schedule import assign, available_cpus, check_options, measuring_node, plan_cluster, unit_plan
 from nas_attn.seating import Seating, Slot
@@ -52,12 +52,14 @@ def open_pool(
     max_workers: int | None = None,
     tell: Callable[[str], None] | None = None,
     insecure_cluster: bool = False,
+    latency_kind: str = "",
 ) -> Pool:
     """The pool that `kind` names (`ray` or `inline`), serving `target` (`module:function`, from kind and JSON payload to JSON).
 
     `folder` is the study's; its files travel to workers that do not see it. Exclusive tasks run on `latency_node` (host name, address or
-    identity of a node), or else on the first node that has workers. With `max_workers` workers are asked for as work waits and given up
-    as it does not, so that an autoscaler brings and takes nodes. `tell` hears what becomes of nodes. `insecure_cluster`: anybody may.
+    identity of a node), or else on a node of `latency_kind` (a device's name), or else on the first node that has workers. With
+    `max_workers` workers are asked for as work waits and given up as it does not, so that an autoscaler brings and takes nodes. `tell`
+    hears what becomes of nodes. `insecure_cluster`: anybody may.
 
     Raises:
         InputError: an unknown kind or an impossible number.
@@ -67,7 +69,7 @@ def open_pool(
         return InlinePool(target)
     if kind == "ray":
         elastic = (cpus_per_worker, max_workers, tell or (lambda _: None))
-        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node, *elastic, insecure_cluster)
+        return RayPool(target, workers, gpus_per_worker, address, threads, folder, latency_node, *elastic, insecure_cluster, latency_kind)
     raise InputError(f"A pool is `ray` or `inline`, but got {kind!r}. {nearest(kind, ('ray', 'inline'))}")
 
 
@@ -96,19 +98,18 @@ class RayPool(Pool):
         max_workers: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
         insecure_cluster: bool = False,
+        latency_kind: str = "",
     ) -> None:
         check_options(workers, gpus_per_worker, threads, cpus_per_worker, max_workers)
         if max_workers is not None and not address:
             raise InputError("`--max-workers` lets a cluster's autoscaler bring nodes, so it needs `--address`; use --workers here.")
         self._target = target
-        self._folder = folder.resolve() if folder is not None else None
-        self._mark = leave_mark(self._folder) if self._folder is not None else ""
-        self._shipped: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._freight = Freight(folder)
         self._environment = _QUIET | ({"CUDA_VISIBLE_DEVICES": ""} if gpus_per_worker == 0 else {})
         self._queue: deque[Task] = deque()
         self._seating, self._asked_cpus = Seating(tell, latency_node), cpus_per_worker
         self._answers: dict[str, Done] = {}
-        self._cluster, self._porters = Cluster(), Porters(self._folder)
+        self._cluster, self._porters = Cluster(), Porters(self._freight.folder)
         self._watched = 0.0
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
@@ -119,6 +120,7 @@ class RayPool(Pool):
             else:
                 self._seating.stretch(unit_plan(gpus_per_worker, threads, cpus_per_worker), max_workers)
             self._start_all()
+            self._seating.prefer(latency_kind)
         except BaseException:
             self.close()
             raise
@@ -148,6 +150,7 @@ class RayPool(Pool):
 
         Raises:
             PoolError: no worker can be started any more.
+            NasAttnError: what tasks need has been away from every node for too long.
         """
         require_open(self._closed)
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
@@ -168,9 +171,9 @@ class RayPool(Pool):
         self._closed = True
         with no_interrupt():
             try:
-                self._porters.close()
                 for slot in self._slots:
                     _kill(slot)
+                self._porters.close((slot.node, slot.annex) for slot in self._slots if slot.annex)
             finally:
                 self._cluster.close()
                 self._queue.clear()
@@ -199,7 +202,8 @@ class RayPool(Pool):
         )(Worker)
         threads = str(plan.threads)
         environment = self._environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        slot.actor = actor.remote(self._target, environment, None if self._folder is None else str(self._folder), self._mark)
+        folder = self._freight.folder
+        slot.actor = actor.remote(self._target, environment, None if folder is None else str(folder), self._freight.mark)
         slot.task, slot.since, slot.placed, slot.barred = None, time.monotonic(), not slot.anywhere, False
         slot.ref = slot.actor.start.remote() if slot.placed else slot.actor.__ray_ready__.remote()
         if slot.anywhere:
@@ -213,7 +217,9 @@ class RayPool(Pool):
             return
         self._watched = now
         states = self._cluster.states()
-        self._seating.look({node for node, state in states.items() if state in ("alive", "draining")})
+        there = {node for node, state in states.items() if state in ("alive", "draining")}
+        self._seating.look(there)
+        self._porters.keep(there)
         for slot in self._slots:
             known, slot.leaving = slot.leaving, states.get(slot.node) == "draining"
             if slot.annex and slot.task is not None and (slot.leaving > known or now - slot.salvaged > SALVAGE_S):
@@ -225,6 +231,7 @@ class RayPool(Pool):
 
     def _dispatch(self) -> None:
         tasks = list(self._queue)
+        self._seating.rest(time.monotonic())
         pairs = assign([task.exclusive for task in tasks], [slot.seat() for slot in self._slots])
         for place, seat in pairs:
             self._hand_over(self._slots[seat], tasks[place])
@@ -235,38 +242,37 @@ class RayPool(Pool):
             self._start(slot)
         for slot in (*given_up, *self._seating.spare()):
             _kill(slot)
+            self._porters.clear(slot.node, slot.annex)
             slot.empty(time.monotonic())
 
     def _hand_over(self, slot: Slot, task: Task) -> None:
-        paths = needed(task.payload, self._folder, task.needs) if slot.annex and self._folder is not None else ()
+        slot.reads = self._freight.files(task) if slot.annex else ()
         slot.task, slot.since = task, time.monotonic()
         slot.salvaged = slot.since
-        slot.ref = slot.actor.run.remote(task.kind, task.payload, paths, *(self._ship(path) for path in paths))
-
-    def _ship(self, path: str) -> Any:
-        """A file's content in Ray's object store, put there once for all workers."""
-        import ray
-
-        state = Path(path).stat()
-        version = (state.st_mtime_ns, state.st_size)
-        if self._shipped.get(path, (None, None))[0] != version:
-            self._shipped[path] = (version, ray.put(Path(path).read_bytes()))
-        return self._shipped[path][1]
+        flying = {path for other in self._slots if other.task is not None for path in other.reads}
+        slot.ref = slot.actor.run.remote(task.kind, task.payload, slot.reads, *self._freight.ship(slot.reads, flying))
 
     def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
-        """One task on each node, while nothing else is under way: the node's name and what came of it."""
+        """One task on each node, while nothing else is under way: the node's name and what came of it. Where the worker is lost under it,
+        the next is asked, as often as for any task; a node that goes meanwhile is left out.
+        """
         require_open(self._closed)
         if self._queue or any(slot.ref is not None for slot in self._slots):
             raise PoolError("A pool asks all of its nodes only while nothing else is under way; wait for what was submitted.")
-        names = {node: slot.name for node, slot in self._seating.present().items()}
-        for slot in self._seating.present().values():
-            self._hand_over(slot, Task(slot.node, kind, payload, deadline_s=DEADLINE_S))
-        done: list[Done] = []
-        while len(done) < len(names):
+        names, lost, self._answers = dict[str, str](), Counter[str](), {}
+        while unasked := self._seating.unasked(self._answers):
+            asked = {slot.node for slot in unasked if slot.task is not None}
+            for slot in unasked:
+                if slot.ref is None and slot.node not in asked:
+                    asked.add(slot.node)
+                    names[slot.node] = slot.name
+                    self._hand_over(slot, Task(slot.node, kind, payload, deadline_s=DEADLINE_S))
             check_interrupt()
-            done += self._collect(time.monotonic() + POLL_S)
-        self._answers = {one.key: one for one in done}
-        return [(names[one.key], one) for one in sorted(done, key=lambda one: list(names).index(one.key))]
+            done = self._collect(time.monotonic() + POLL_S)
+            lost.update(one.key for one in done if one.cause in GONE)
+            self._answers |= {one.key: one for one in done if one.cause not in GONE or lost[one.key] == MAX_LOSSES}
+            self._watch()
+        return [(name, self._answers[node]) for node, name in names.items() if node in self._answers]
 
     def require(self, kind: str, payload: str, judge: Judge) -> None:
         """From now on, ask each node that joins before it gets work; those that are there have answered to `everywhere`."""
@@ -277,17 +283,6 @@ class RayPool(Pool):
     def need(self, memory_mib: float) -> None:
         """Give up workers for which a GPU has no memory, each task taking so much."""
         self._seating.need(memory_mib)
-
-    def _keep(self, done: Done, files: Mapping[str, bytes]) -> Done:
-        """The end of a task, once what its worker brought is in the study's folder."""
-        if self._folder is None or not files:
-            return done
-        try:
-            deliver(self._folder, files)
-        except (OSError, PoolError) as error:
-            cause = "disk" if isinstance(error, OSError) else "answer"
-            return Done(done.key, None, f"what it wrote could not be kept: {error}", cause)
-        return done
 
     def _collect(self, end: float) -> list[Done]:
         """What has ended, after waiting for the first end, the next deadline or `end`."""
@@ -320,14 +315,17 @@ class RayPool(Pool):
             return None
         if slot.task is not None and given[2] == UNFIT:
             return self._replace(slot, given[1], "crash")
-        task, slot.task, slot.ref, slot.failures, slot.since = slot.task, None, None, 0, time.monotonic()
+        now, begun = time.monotonic(), slot.since
+        task, slot.task, slot.ref, slot.failures, slot.since = slot.task, None, None, 0, now
         if task is None:
             self._settle_in(slot, json.loads(given))
             return None
         result, lost, cause, files = given
         if task.key.startswith(MARK):
             self._seating.hear(slot, result, lost)
-        return self._keep(Done(task.key, result, lost, cause), files)
+        done = Done(task.key, result, lost, cause)
+        kept = self._freight.unload(done, files)
+        return self._seating.outages.hear(slot.node if kept is done else "", task.kind, kept, begun, now)
 
     def _settle_in(self, slot: Slot, told: Mapping[str, Any]) -> None:
         """A worker has begun, perhaps on another node than the one that it replaces."""
@@ -340,12 +338,13 @@ class RayPool(Pool):
 
     def _replace(self, slot: Slot, reason: str, cause: str) -> Done | None:
         _kill(slot)
-        slot.failures += slot.task is None and slot.ref is not None
-        if slot.annex and slot.task is not None:
+        if slot.task is None and slot.ref is not None:
+            self._seating.put_off(slot, reason, _START_FAILURES if self._warm else 1)
+            return None
+        if slot.task is not None:
             self._porters.inherit(slot.node, slot.annex)
+        self._porters.clear(slot.node, slot.annex)
         slot.annex = ""
-        if (slot.failures and not self._warm) or all(s.failures >= _START_FAILURES for s in self._slots if s.actor is not None):
-            raise PoolError(f"A worker could not be started: {reason}")
         done = None if slot.task is None else Done(slot.task.key, None, reason, cause)
         self._start(slot)
         return done

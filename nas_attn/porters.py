@@ -4,7 +4,7 @@ One small actor a node, without CPUs of its own. It is there before it is needed
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Porters:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._actors: dict[str, Any] = {}
-        self._asked: list[Any] = []
+        self._asked: dict[Any, str] = {}
+        self._cleared: list[Any] = []
 
     def post(self, node: str) -> None:
         """Sees to it that a node has a porter."""
@@ -35,41 +36,56 @@ class Porters:
 
     def ask(self, node: str, root: str) -> None:
         """Asks for what a worker has kept so far; it comes when it comes."""
-        if node in self._actors:
-            self._asked.append(self._actors[node].fetch.remote(root))
+        self.post(node)  # one that has died is replaced
+        self._asked[self._actors[node].fetch.remote(root)] = node
 
     def collect(self) -> None:
         """Takes what has come."""
         import ray
 
-        ready, self._asked = ray.wait(self._asked, num_returns=len(self._asked), timeout=0) if self._asked else ([], [])
+        ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0) if self._asked else ([], [])
         for ref in ready:
-            self._take(ref)
+            self._take(self._asked.pop(ref), ref)
+        if self._cleared:
+            _, self._cleared = ray.wait(self._cleared, num_returns=len(self._cleared), timeout=0)
 
     def inherit(self, node: str, root: str) -> None:
-        """Takes what a dead worker has kept, if its node still lives, and clears its folder away."""
-        if node in self._actors:
-            self._take(self._actors[node].fetch.remote(root))
-            self._actors[node].clear.remote(root)
+        """Takes what a dead worker has kept, if its node still lives."""
+        if root and node in self._actors:
+            self._take(node, self._actors[node].fetch.remote(root))
 
-    def forget(self, node: str) -> None:
-        """A node is gone."""
-        self._actors.pop(node, None)
+    def clear(self, node: str, root: str) -> None:
+        """Clears the folder of a worker away that is dead, if its node still lives."""
+        if root and node in self._actors:
+            self._cleared.append(self._actors[node].clear.remote(root))
 
-    def close(self) -> None:
-        """Ends the porters."""
+    def keep(self, nodes: Container[str]) -> None:
+        """Forgets the porters of all other nodes, which are gone."""
+        self._actors = {node: actor for node, actor in self._actors.items() if node in nodes}
+        self._asked = {ref: node for ref, node in self._asked.items() if node in nodes}
+
+    def close(self, left: Iterable[tuple[str, str]] = ()) -> None:
+        """Clears what is left, each a node and the folder of a worker that was killed there, and ends the porters."""
         import ray
 
-        for actor in self._actors.values():
-            if ray.is_initialized():
+        if ray.is_initialized():
+            for node, root in left:
+                self.clear(node, root)
+            if self._cleared:
+                ray.wait(self._cleared, num_returns=len(self._cleared), timeout=PATIENCE_S)
+            for actor in self._actors.values():
                 ray.kill(actor, no_restart=True)
         self._actors.clear()
 
-    def _take(self, ref: Any) -> None:
+    def _take(self, node: str, ref: Any) -> None:
         import ray
 
         # What cannot be had any more is trained again: a checkpoint saves time, and nothing depends on it.
         with contextlib.suppress(ray.exceptions.RayError, PoolError, OSError):
-            files: Mapping[str, bytes] = ray.get(ref, timeout=PATIENCE_S)
+            try:
+                files: Mapping[str, bytes] = ray.get(ref, timeout=PATIENCE_S)
+            except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnschedulableError):
+                self._actors.pop(node, None)
+                raise
             if self._folder is not None:
-                deliver(self._folder, files)
+                deliver(self._folder, files, pauses=())

@@ -9,6 +9,7 @@ be changed.
 All of it is kept once more in files (`nas_attn.ledger`).
 """
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.architecture import Architecture
 from nas_attn.errors import NasAttnError, StudyError
+from nas_attn.home import home_of
 from nas_attn.losses import COUNTERS
 from nas_attn.outcome import (
     CHECKPOINT,
@@ -349,6 +351,15 @@ def load_study(folder: Path | str, storage: str | None = None) -> Snapshot:
         raise unreadable(stored.folder, error) from error
     finally:
         stored.close()
+
+
+def latency_kind(folder: Path, storage: str | None = None) -> str:
+    """The name of the device on which the base's latency was measured, and with it all others must be; empty where none is known."""
+    with contextlib.suppress(StudyError):  # what is wrong with it is told when the record is opened
+        trials = load_study(folder, storage).trials if home_of(folder) is not None else ()
+        if trials and trials[0].cost is not None:
+            return str(trials[0].cost.latency.environment.get("name", ""))
+    return ""
 
 
 def _snapshot(storage: Storage, trials: tuple[Trial, ...]) -> Snapshot:

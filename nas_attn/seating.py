@@ -4,12 +4,14 @@ The rules are in `seats` and `schedule`; here is the state that they are asked w
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nas_attn.admission import MARK, Admission
 from nas_attn.errors import PoolError
+from nas_attn.losses import PAUSES_S, Outages
 from nas_attn.schedule import Plan, Seat, floor4
 from nas_attn.seats import IDLE_S, Standing, closing, measuring, opening, seats_a_gpu, surplus
 from nas_attn.work import Task
@@ -29,6 +31,8 @@ class Slot:
     """Whether there is a node for it."""
     barred: bool = False
     """Whether its node lacks what a search needs."""
+    resting: bool = False
+    """Whether its node lacks, for now, what a task needs."""
     name: str = ""
     kind: str = ""
     annex: str = ""
@@ -40,17 +44,22 @@ class Slot:
     actor: Any = None
     ref: Any = None
     task: Task | None = None
+    reads: tuple[str, ...] = ()
+    """The driver's files that have travelled with the task."""
     since: float = 0.0
     salvaged: float = 0.0
     devices: frozenset[str] = frozenset()
     failures: int = 0
+    """How often in a row a worker could not be started here."""
+    again: float = -math.inf
+    """When one is tried again, after that."""
 
     def seat(self) -> Seat:
         """This worker at the gate. One that fails to start again and again no longer keeps a device from exclusive work."""
         if self.actor is None or not self.placed or self.barred:
             return Seat(frozenset(), "absent", self.alone)
         if self.ref is None:
-            return Seat(self.devices, "absent" if self.leaving else "idle", self.alone)
+            return Seat(self.devices, "absent" if self.leaving or self.resting else "idle", self.alone)
         if self.task is not None:
             return Seat(self.devices, "exclusive" if self.task.exclusive else "busy", self.alone)
         return Seat(self.devices, "absent" if self.failures else "starting", self.alone)
@@ -65,8 +74,10 @@ class Slot:
         """This worker as the rules of `seats` see it, at a time of the monotonic clock."""
         there = self.actor is not None and self.placed
         begins = self.ref is not None and (self.task is None or self.task.key.startswith(MARK))
-        state = "closed" if self.actor is None else "coming" if begins else "idle" if self.ref is None else "busy"
-        return Standing("barred" if self.barred and there else state, now - self.since, self.alone and there)
+        closed = "failed" if now < self.again else "closed"
+        state = closed if self.actor is None else "coming" if begins else "idle" if self.ref is None else "busy"
+        barred = self.barred or (self.resting and state == "idle")
+        return Standing("barred" if barred and there else state, now - self.since, self.alone and there)
 
     def limit_s(self, start_s: float) -> float:
         """When what is owed is overdue, on the monotonic clock, a start after `start_s`. A node may take any time to come."""
@@ -82,7 +93,7 @@ class Slot:
     def empty(self, now: float) -> None:
         """Nobody sits here any more."""
         self.actor = self.ref = self.task = None
-        self.devices, self.barred, self.since = frozenset(), False, now
+        self.devices, self.barred, self.since, self.annex = frozenset(), False, now, ""
         if self.anywhere:
             self.node = self.name = ""
 
@@ -95,7 +106,7 @@ class Seating:
 
     def __init__(self, tell: Callable[[str], None], latency_node: str | None = None) -> None:
         self.slots: list[Slot] = []
-        self.admission = Admission()
+        self.admission, self.outages = Admission(), Outages()
         self.elastic, self.idle_s = False, IDLE_S
         self._tell, self._latency_node = tell, latency_node
         self._measuring, self._kind, self._need_mib, self._said = "", "", 0.0, ""
@@ -120,16 +131,30 @@ class Seating:
         """Where workers are started first."""
         return self.slots[:1] if self.elastic else self.slots
 
-    def present(self) -> dict[str, Slot]:
-        """One worker of each node."""
-        return {slot.node: slot for slot in self.slots if slot.actor is not None}
+    def unasked(self, answered: Container[str]) -> list[Slot]:
+        """Workers, there or about to be, of nodes that have not answered."""
+        there = [slot for slot in self.slots if slot.actor is not None and slot.placed and not slot.lost]
+        return [slot for slot in there if slot.node not in answered]
 
-    def changes(self, queue: Iterable[Task], now: float) -> tuple[list[Slot], list[Slot]]:
-        """Seats to take a worker for, since tasks wait; and seats to give up, since none has waited for long."""
+    def rest(self, now: float) -> None:
+        """Whose node gets no work for now, since what a task needs was away there."""
+        for slot in self.slots:
+            slot.resting = self.outages.left_s(slot.node, now) > 0
+
+    def changes(self, queue: Collection[Task], now: float) -> tuple[list[Slot], list[Slot]]:
+        """Seats to take a worker for, since tasks wait; and seats to give up, since none has waited for long.
+
+        Raises:
+            PoolError: no node may work.
+            NasAttnError: what tasks need has been away from every node for too long.
+        """
         if all(slot.barred for slot in self.slots):
             raise PoolError(f"A search needs a node that has what it needs, but every node {'; '.join(self.admission.complaints())}")
+        kinds = {task.kind for task in queue}
+        if kinds and all(slot.task is None for slot in self.slots):
+            self.outages.require({slot.node for slot in self.slots if slot.there}, kinds)
         if not self.elastic:
-            return [], []
+            return [slot for slot in self.slots if slot.actor is None and slot.failures and now >= slot.again], []
         standings = [slot.standing(now) for slot in self.slots]
         able = any(standing.measures and standing.state in ("idle", "busy") for standing in standings)
         waiting = sum(not task.exclusive or not able for task in queue)
@@ -139,6 +164,20 @@ class Seating:
         if closed:
             self._tell(f"{len(closed)} workers given up: nothing has waited for them for {self.idle_s:g} s")
         return [self.slots[i] for i in opened], [self.slots[i] for i in closed]
+
+    def put_off(self, slot: Slot, reason: str, most: int) -> None:
+        """A worker could not be started: it is tried again later, while the others work.
+
+        Raises:
+            PoolError: none could be, `most` times in a row.
+        """
+        slot.failures += 1
+        if all(other.failures >= most for other in self.slots if other.actor is not None or other.failures):
+            raise PoolError(f"A worker could not be started: {reason}")
+        now, pause = time.monotonic(), PAUSES_S[min(slot.failures, len(PAUSES_S)) - 1]
+        self._tell(f"{slot.name or slot.node or 'a node'}: a worker could not be started; tried again in {pause:g} s: {reason}")
+        slot.empty(now)
+        slot.again = now + pause
 
     def seat(self, slot: Slot, told: Mapping[str, Any]) -> Task | None:
         """A worker has begun, perhaps on another node than the one that it replaces. What its node must be asked first."""
@@ -162,7 +201,7 @@ class Seating:
 
     def choose_measuring(self) -> None:
         """Where exclusive tasks run: always on one kind of device, for latencies of two kinds are no comparison."""
-        there = [slot for slot in self.slots if slot.there and self._may_measure(slot)]
+        there = [slot for slot in self.slots if slot.there and not slot.resting and self._may_measure(slot)]
         found = measuring(self._measuring, self._kind, [(slot.node, slot.kind) for slot in there])
         before, self._measuring = self._measuring, found or self._measuring
         self._kind = self._kind or next((slot.kind for slot in there if slot.node == found), "")
@@ -172,6 +211,15 @@ class Seating:
             self._say(f"latency is measured on {self._kind or self._latency_node} alone, but no worker is there: measurements wait for one")
         elif before and found != before:
             self._say(f"latency is measured on {next(slot.name for slot in there if slot.node == found)} from now on, which is alike")
+
+    def prefer(self, kind: str) -> None:
+        """A study's latencies are of that kind already: more are measured on such a node, if one is there or may come, unless the user has
+        named another. Where there is none the first node measures, which the study refuses and says what may be done.
+        """
+        may_come = self.elastic or any(slot.kind == kind or slot.failures for slot in self.slots)
+        if kind and self._latency_node is None and may_come:
+            self._kind = kind
+            self.choose_measuring()
 
     def need(self, memory_mib: float) -> None:
         """From now on each task is planned with so much of a GPU's memory."""

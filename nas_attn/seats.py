@@ -18,8 +18,9 @@ CONTEXT_MIB = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A seat as the pool sees it: `state` is `closed` (nobody was asked for), `coming` (asked for), `idle`, `busy` or `barred` (its node
-    lacks something). `idle_s` is how long it has been so; `measures` is whether it is on the node of the latencies.
+    """A seat as the pool sees it: `state` is `closed` (nobody was asked for), `coming` (asked for), `idle`, `busy`, `barred` (its node
+    lacks something) or `failed` (none could be started, and one is tried later). `idle_s` is how long it has been so; `measures` is whether
+    it is on the node of the latencies.
     """
 
     state: str
@@ -83,8 +84,8 @@ def node_kind(node: Mapping[str, Any], processor: str) -> str:
 
 def measuring(node: str, kind: str, used: Sequence[tuple[str, str]]) -> str | None:
     """Where latency is measured from now on, of the (node, kind) pairs that have workers: as before, or on another node of that kind, or,
-    where there is none, nowhere until one comes. The first node decides the kind.
+    where there is none, nowhere until one comes. The first node decides the kind, unless a study has one already.
     """
-    if any(name == node for name, _ in used):
+    if any(name == node and kind in ("", other) for name, other in used):
         return node
     return next((name for name, other in used if not kind or other == kind), None)

@@ -4,6 +4,7 @@ One driver keeps the workers of a pool busy. Whatever it learns it writes down a
 call goes on from the record and the outcome files, and trains nothing twice.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -155,7 +156,7 @@ class _Driver:
 
     def _fitted(self) -> Mapping[str, Any]:
         losses = 0
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        for attempt in itertools.count(1):
             self.flights.fit(attempt)
             _, done = self.flights.wait()[0]
             if done.result is not None:
@@ -163,8 +164,7 @@ class _Driver:
             self.emit("lost", f"fit of the base, attempt {attempt}: {done.lost}")
             if (losses := losses + (done.cause not in FREE)) == MAX_LOSSES:
                 break
-            self.blame.outages.wait(done)
-        raise NasAttnError(f"The base must be fitted before any trial, but {attempt} attempts were lost; the last: {done.lost}")
+        raise NasAttnError(f"The base must be fitted before any trial, but {losses} attempts were lost; the last: {done.lost}")
 
     # -- the loop --------------------------------------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class _Driver:
 
     def _measure(self, numbers: Sequence[int]) -> None:
         attempts = self.record.count_many(numbers, "attempts", "measure")
-        for number in [number for number in numbers if attempts[number] > MAX_ATTEMPTS]:
+        for number in [number for number in numbers if self.blame.begun(number, "measure") > MAX_ATTEMPTS]:
             self._tell(number, worn_out(MAX_ATTEMPTS))
             del attempts[number]
         if not attempts:
@@ -256,7 +256,7 @@ class _Driver:
         if job.attempt > 1 and self._adopt_file(number, job):
             self._advance(number)
             return True
-        if job.attempt > MAX_ATTEMPTS:
+        if self.blame.begun(number, key) > MAX_ATTEMPTS:
             self._finish_job(number, job, worn_out(MAX_ATTEMPTS))
             return False
         self.emit("train", f"trial {number}: training with {part(job)}, attempt {job.attempt}{', alone' * job.alone}", number, job)
@@ -291,11 +291,11 @@ class _Driver:
                 self._admit(number)
 
     def _lost_measurement(self, flight: Flight, done: Done) -> None:
-        self.blame.outages.wait(done, flight.begun)
         for number in flight.numbers:
             self.emit("lost", f"trial {number}: measurement lost: {done.lost}", number)
             # Of several nobody knows whose fault it was: each is measured by itself, so that one bad candidate costs the others nothing.
-            failure = self.blame.failure(number, "measure", done) if len(flight.numbers) == 1 else None
+            told = len(flight.numbers) == 1 or done.cause in FREE
+            failure = self.blame.failure(number, "measure", done) if told else None
             if failure is not None:
                 self._tell(number, failure)
             else:
@@ -345,7 +345,6 @@ class _Driver:
                 self._keep(number, job, failure)
             else:
                 self.ready.appendleft((number, job))
-                self.blame.outages.wait(done, flight.begun)
         self._advance(number)
 
     def _finish_job(self, number: int, job: Job, outcome: Outcome) -> None:

@@ -6,7 +6,6 @@ its own. The search never touched the split that is scored here.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from nas_attn.errors import Interrupted, PoolError, StudyError
 from nas_attn.event import Event
 from nas_attn.files import write_atomic
 from nas_attn.full import OUTCOME, TOLERANCE, WEIGHTS
-from nas_attn.losses import FREE, MAX_ATTEMPTS, MAX_LOSSES, Outages, heard
+from nas_attn.losses import FREE, MAX_LOSSES, heard
 from nas_attn.outcome import Failure, Job, Measured, Outcome, read_outcome_file
 from nas_attn.protocol import deadline_s, lost_failure, read_outcome, words
 from nas_attn.proxy import write_list
@@ -86,7 +85,6 @@ class _Flight:
     job: Job | None = None
     losses: int = 0
     attempts: int = 0
-    begun: float = 0.0
 
     @property
     def name(self) -> str:
@@ -104,7 +102,6 @@ class _Driver:
         self.flying: dict[str, _Flight] = {}
         self.start = {"file": str(Path(plan.setup.folder) / "base" / WEIGHTS), "fingerprint": plan.recipe.base}
         self.wide: dict[str, Any] = {}
-        self.outages = Outages(self._emit)
 
     @property
     def done(self) -> int:
@@ -163,7 +160,7 @@ class _Driver:
 
     def _submit(self, flight: _Flight) -> None:
         key = f"{flight.name}/{flight.attempts + 1}"
-        self.flying[key], flight.begun = flight, time.monotonic()
+        self.flying[key] = flight
         payload = json.dumps({"setup": asdict(self.plan.setup), **flight.payload})
         exclusive = flight.kind == "width"
         weights = tuple(filter(None, [self.plan.setup.weights]))
@@ -173,8 +170,6 @@ class _Driver:
         flight = self.flying.pop(answer.key, None)
         if flight is not None and flight.job is not None:
             answer = heard(answer, read_outcome)
-        if answer.result is not None:
-            self.outages.end()
         if flight is None:
             self._emit("late", f"an answer that nobody waits for: {answer.key}")
         elif answer.result is None:
@@ -190,8 +185,7 @@ class _Driver:
         reason = str(done.lost)
         self._emit("lost", f"{flight.name}, attempt {flight.attempts}: {reason}")
         found = self._finished(Path(flight.payload["folder"]), flight.job) if flight.job else None
-        if flight.losses < MAX_LOSSES and flight.attempts < MAX_ATTEMPTS and found is None:
-            self.outages.wait(done, flight.begun)
+        if flight.losses < MAX_LOSSES and found is None:
             self._submit(flight)
         elif flight.arm is not None and flight.job is not None:
             self._keep(flight.arm, flight.job.seed, found or lost_failure(MAX_LOSSES, reason))

@@ -46,7 +46,7 @@ class Done:
 
     `cause` is the kind of loss: `crash` (the worker's process ended), `memory` (it was ended for lack of memory), `deadline`, `answer` (it
     raised, or answered what is no result), `node` (its node died or cannot be reached), `preempted` (its node had said that it would go),
-    `disk` (what it had to write could not be written), `data` (it could not read the data set).
+    `disk` (what it had to write could not be written), `data` (it could not read the data set). After the last two the node rests.
     """
 
     key: str
@@ -69,7 +69,7 @@ class Pool(Protocol):
         """Run until at least one task has ended. Empty after `timeout_s` (None: never), and at once if nothing is outstanding."""
 
     def everywhere(self, kind: str, payload: str) -> list[tuple[str, Done]]:
-        """Run one task on each node, outside the queue; pairs of a node's name and what came of it.
+        """Run one task on each node, outside the queue, again where its worker is lost; pairs of a node's name and what came of it.
 
         Raises:
             PoolError: something else is under way.
@@ -119,12 +119,17 @@ def answer(serve: Serve, kind: str, payload: str) -> tuple[str | None, str | Non
     except Unavailable as error:
         return None, str(error), "data"
     except OSError as error:
-        return None, f"{type(error).__name__}: {error}", "disk" if error.errno in DISK else "answer"
+        return unwritten(error)
     except Unfit as error:
         return None, str(error), UNFIT
     except (Exception, SystemExit) as error:
         return None, f"{type(error).__name__}: {error}", "answer"
     return text, None, ""
+
+
+def unwritten(error: OSError) -> tuple[None, str, str]:
+    """As `answer`, of a task that could not read or write a file."""
+    return None, f"{type(error).__name__}: {error}", "disk" if error.errno in DISK else "answer"
 
 
 def _check_result(text: object) -> None:

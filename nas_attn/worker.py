@@ -8,12 +8,16 @@ import os
 import shutil
 import socket
 import sys
+import time
 from typing import Any
 
 from nas_attn.carry import Annex, salvage, sees
 from nas_attn.schedule import processor
 from nas_attn.seats import node_kind
-from nas_attn.work import answer, import_target
+from nas_attn.work import answer, import_target, unwritten
+
+CLEARINGS = 50
+"""How often a porter tries to clear a folder away, a tenth of a second apart."""
 
 
 class Worker:
@@ -33,6 +37,10 @@ class Worker:
         self._serve = import_target(self._target)
         if ray.get_gpu_ids() and "torch" in sys.modules:  # a GPU that has failed is found here, and not by a trial
             sys.modules["torch"].zeros(8, device="cuda").sum().item()
+        # By the name that a study keeps of its latencies' device, or Ray's own word for it where the target does not compute with torch.
+        kind = (
+            sys.modules["torch"].cuda.get_device_name(0) if ray.get_gpu_ids() and "torch" in sys.modules else node_kind(here, processor())
+        )
         if self._folder is not None and not sees(self._folder, self._mark):
             self._annex = Annex(self._folder)
         return json.dumps(
@@ -40,7 +48,7 @@ class Worker:
                 "pid": os.getpid(),
                 "node": node,
                 "name": f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
-                "kind": node_kind(here, processor()),
+                "kind": kind,
                 "devices": [f"{node}/{gpu}" for gpu in ray.get_gpu_ids() or ["cpu"]],
                 "annex": str(self._annex.root) if self._annex else "",
             }
@@ -53,7 +61,10 @@ class Worker:
         if self._annex is None:
             return (*answer(self._serve, kind, payload), {})
         files = dict(zip(paths, contents, strict=True))
-        given, written = self._annex.work(lambda ours: answer(self._serve, kind, ours), payload, files)
+        try:
+            given, written = self._annex.work(lambda ours: answer(self._serve, kind, ours), payload, files)
+        except OSError as error:  # this node's own disk takes no more: neither this worker nor its task is to blame
+            return (*unwritten(error), {})
         return (*given, written)
 
 
@@ -65,5 +76,9 @@ class Porter:
         return salvage(root)
 
     def clear(self, root: str) -> None:
-        """Deletes the private folder of a worker that is dead."""
-        shutil.rmtree(root, ignore_errors=True)
+        """Deletes the private folder of a worker that is dead, or about to be: it may write for a moment yet."""
+        for _ in range(CLEARINGS):
+            shutil.rmtree(root, ignore_errors=True)
+            time.sleep(0.1)
+            if not os.path.lexists(root):
+                return

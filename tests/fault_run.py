@@ -234,10 +234,7 @@ class Run:
         while time.monotonic() < end:
             for line in self.log.read_text()[self._mark :].splitlines():
                 time_s, _, words = line.partition(" ")
-                if (
-                    words.partition(" ")[0] in ("lost", "waits", "adopted", "unusable", "took", "error")
-                    and time_s.replace(".", "").isdigit()
-                ):
+                if words.partition(" ")[0] in ("lost", "adopted", "unusable", "took", "error") and time_s.replace(".", "").isdigit():
                     return float(time_s), words
             if self.driver.poll() is not None or fault in QUIET:
                 return None

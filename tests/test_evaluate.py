@@ -1,5 +1,6 @@
 """A worker answers in JSON, names the stage of every failure, and leaves a whole outcome file behind each training."""
 
+import errno
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from nas_attn.proxy import Piece, Trained, Training
 from nas_attn.record import load_study
 from nas_attn.records import record
 from nas_attn.setup import Setup, resolved_device
+from nas_attn.work import answer
 
 pytestmark = pytest.mark.slow  # they share one small real study
 
@@ -272,6 +274,18 @@ def test_a_base_that_cannot_start_says_at_which_stage(setup: Setup, tmp_path: Pa
     answer = ask("fit", Setup.from_dict(broken))
     assert answer["failure"]["stage"] == "load"
     assert "none.pt" in answer["failure"]["error"]
+
+
+def test_a_full_disk_is_no_failure_of_the_fit(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "_keep_fit", full)
+    monkeypatch.setattr(evaluate, "_fit", lambda *_: None)
+    here = replace(setup, folder=str(tmp_path))
+    with pytest.raises(OSError, match="No space left"):
+        evaluate.fit(here)
+    assert answer(evaluate.serve, "fit", json.dumps({"setup": asdict(here)}))[2] == "disk"
 
 
 def test_an_unknown_kind_is_a_bug_of_the_driver(setup: Setup) -> None:

@@ -68,6 +68,7 @@ HOUSE: dict[str, set[str]] = {
     "certificate": {"cryptography"},
     "cluster": {"ray"},
     "carry": set(),
+    "freight": {"ray"},
     "worker": {"ray"},
     "porters": {"ray"},
     "admission": set(),

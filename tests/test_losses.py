@@ -6,10 +6,22 @@ import pytest
 from fake_evaluator import measured
 from study_targets import RECIPE, job_of, open_record
 
-from nas_attn import losses
 from nas_attn.blame import Blame
 from nas_attn.errors import NasAttnError, StudyError
-from nas_attn.losses import CRASHES, CROWDED, LOSSES, MAX_CRASHES, MAX_LOSSES, PAUSES_S, Outages, cause_of, heard, reason_of, sentence
+from nas_attn.losses import (
+    CRASHES,
+    CROWDED,
+    LOSSES,
+    MAX_CRASHES,
+    MAX_LOSSES,
+    PAUSES_S,
+    SPARED,
+    Outages,
+    cause_of,
+    heard,
+    reason_of,
+    sentence,
+)
 from nas_attn.outcome import Failure
 from nas_attn.protocol import job_key
 from nas_attn.work import Done
@@ -37,7 +49,7 @@ def test_what_counts_against_a_trial_what_against_its_node_and_what_against_nobo
         ("crash", "memory", "deadline", "answer"), CRASHES
     )
     assert sentence("node").counter == LOSSES
-    assert [sentence(cause).counter for cause in ("preempted", "data", "disk")] == [None] * 3
+    assert [sentence(cause).counter for cause in ("preempted", "data", "disk")] == [SPARED] * 3
 
 
 def test_a_job_fails_when_it_was_lost_too_often_and_says_how():
@@ -62,6 +74,16 @@ def test_an_answer_that_makes_no_sense_is_a_loss_that_is_blamed_and_any_other_en
     bad = heard(Done("key", "nonsense", None), read)
     assert bad == Done("key", None, "an answer must make sense", "answer")
     assert sentence(bad.cause).counter == CRASHES
+
+
+def test_attempts_that_were_lost_through_nobodys_fault_do_not_count(trial):
+    record, asked = trial
+    judge, key = Blame(record, lambda *_: None), job_key(job_of(asked))
+    for _ in range(25):
+        record.count(asked.number, "attempts", key)
+        assert judge.failure(asked.number, key, AWAY) is None
+    record.count(asked.number, "attempts", key)
+    assert judge.begun(asked.number, key) == 1
 
 
 @pytest.fixture
@@ -103,47 +125,60 @@ def test_counts_outlive_the_driver(tmp_path):
     assert failure.error.startswith("ended its worker 2 times")
 
 
-@pytest.fixture
-def slept(monkeypatch):
-    """The pauses that were made; the clock goes on by them alone."""
-    found = []
-    monkeypatch.setattr(losses.time, "sleep", found.append)
-    monkeypatch.setattr(losses.time, "monotonic", lambda: float(sum(found)))
-    return found
+AWAY = Done("train/1", None, "the data set is away", "data")
+WELL = Done("train/1", "{}", None)
 
 
-AWAY = Done("train", None, "the data set is away", "data")
+def rest(outages, node, now, done=AWAY, kind="train"):
+    """A task that a node was given at that moment, and lost at once; for how long the node rests."""
+    outages.hear(node, kind, done, now, now)
+    return outages.left_s(node, now)
 
 
-def test_a_search_waits_while_data_is_away_and_forgets_it_when_something_was_trained(trial, slept):
-    record, asked = trial
-    told = []
-    judge = Blame(record, lambda *words: told.append(words))
-    judge.outages.wait(AWAY, sum(slept))
-    judge.outages.wait(AWAY, sum(slept))
-    judge.spared(asked.number, job_of(asked), measured(0.3))
-    judge.outages.wait(AWAY, sum(slept))
-    judge.outages.wait(Done("train", None, "worker died", "crash"), sum(slept))
-    assert slept == [PAUSES_S[0], PAUSES_S[1], PAUSES_S[0]]
-    assert told[0] == ("waits", "the data set is away; looks again in 1 s")
+def test_a_node_without_its_data_rests_for_longer_and_longer_and_the_others_do_not():
+    outages, now = Outages(), 0.0
+    assert outages.hear("a", "train", AWAY, 0.0, 0.0).lost == "the data set is away; looks again in 1 s"
+    assert (outages.left_s("a", 0.25), outages.left_s("a", 1.0), outages.left_s("b", 0.0)) == (0.75, 0.0, 0.0)
+    for pause in (*PAUSES_S[1:], PAUSES_S[-1]):
+        now += 1000.0
+        assert rest(outages, "a", now) == pause
+    assert rest(outages, "a", now + 2000, Done("train", None, "no room", "disk")) == PAUSES_S[-1]
+    assert rest(outages, "a", now + 4000, Done("train", None, "worker died", "crash")) == 0
 
 
-def test_one_outage_under_many_workers_is_one(slept):
-    outages = Outages(lambda *_: None)
-    for _ in range(3):
-        begun = sum(slept)
-        for _ in range(20):
-            outages.wait(AWAY, begun)
-    assert slept == list(PAUSES_S[:3])
+def test_what_ends_well_ends_an_outage_of_its_own_kind():
+    outages = Outages()
+    assert rest(outages, "a", 0) == PAUSES_S[0]
+    outages.hear("a", "measure", WELL, 5, 5)
+    outages.hear("b", "train", WELL, 5, 5)
+    assert rest(outages, "a", 10) == PAUSES_S[1]
+    outages.hear("a", "train", WELL, 20, 20)
+    assert rest(outages, "a", 30) == PAUSES_S[0]
 
 
-def test_what_stays_away_ends_the_search(slept):
-    outages = Outages(lambda *_: None)
-    for _ in PAUSES_S:
-        outages.wait(AWAY, sum(slept))
+def test_one_outage_under_many_workers_is_one():
+    outages, now = Outages(), 0.0
+    for pause in PAUSES_S[:3]:
+        told = [outages.hear("a", "train", AWAY, now, now + 0.001 * i).lost for i in range(20)]
+        assert [text.endswith(f"looks again in {pause:g} s") for text in told] == [True, *[False] * 19]
+        now += pause + 0.01
+
+
+def test_what_stays_away_everywhere_ends_the_search():
+    outages = Outages()
+    for count in range(len(PAUSES_S) + 1):
+        outages.require(("a",), ("train",))
+        rest(outages, "a", 1000.0 * count)
+    outages.require(("a", "b"), ("train",))
+    outages.require(("a",), ("measure",))
+    outages.require((), ("train",))
     with pytest.raises(NasAttnError, match="the data set is away; waited 16 min for it: bring it back, then run the same command"):
-        outages.wait(AWAY, sum(slept))
-    assert slept == list(PAUSES_S)
+        outages.require(("a",), ("measure", "train"))
+    for count in range(len(PAUSES_S) + 1):
+        rest(outages, "", 1000.0 * count)
+    assert outages.left_s("b", 6000.0) == PAUSES_S[-1], "the driver's own disk is every node's"
+    with pytest.raises(NasAttnError, match="waited 16 min"):
+        outages.require(("a", "b"), ("train",))
 
 
 def test_a_loss_is_told_without_rays_guesses():

@@ -11,7 +11,7 @@ from conftest import TINY_SPACE
 from raylets import can_hide_folders, raylets
 
 from nas_attn import nodes, plan
-from nas_attn.errors import InputError
+from nas_attn.errors import InputError, PoolError
 from nas_attn.evaluate import serve
 from nas_attn.record import load_study
 from nas_attn.spec import SpaceSpec
@@ -58,12 +58,19 @@ def test_nodes_that_are_alike_are_accepted(prepared):
         (told(equal=False), "two has other labels or image sizes"),
         (told(backend="ONNX Runtime is gone."), r"two cannot measure: ONNX Runtime is gone\."),
         (told(code="ultralytics 1.0"), r"two has ultralytics 1\.0 where this driver has nas-attn .*; install the same"),
-        (lambda _: Done("two", None, "worker died: out of memory"), "two cannot read the data set: worker died: out of memory"),
+        (lambda _: Done("two", None, "OSError: bad block", "disk"), "two cannot read the data set: OSError: bad block"),
     ],
 )
 def test_a_node_that_differs_is_named_with_what_it_lacks(prepared, second, message):
     with pytest.raises(InputError, match=message):
         nodes.check(Nodes(second), prepared)
+
+
+@pytest.mark.parametrize("cause", ["node", "preempted", "crash", "memory"])
+def test_a_node_that_is_lost_is_no_bad_input(prepared, cause):
+    with pytest.raises(PoolError, match="but two was lost over it 3 times: worker died: gone; run the same command again") as caught:
+        nodes.check(Nodes(lambda _: Done("two", None, "worker died: gone", cause)), prepared)
+    assert caught.value.exit_code == 1
 
 
 def test_work_that_reads_no_image_asks_for_code_and_backend_only(prepared):

@@ -342,10 +342,11 @@ address, folder = sys.argv[1:]
 with pool.RayPool("pool_targets:serve", workers=1, threads=1, address=address) as joined:
     joined.submit(work.Task("a", "echo", "{}"))
     print(joined.slots, joined.wait(60)[0].lost)
-for wrong in ({"target": "pool_targets:absent", "workers": 1, "threads": 1}, {"target": "pool_targets:serve", "workers": 5}):
+absent, crowded = {"target": "pool_targets:absent", "threads": 1}, {"target": "pool_targets:serve", "cpus_per_worker": 2}
+for wrong in (absent, crowded):
     pool.START_TIMEOUT_S = 10 if "threads" in wrong else 2
     try:
-        pool.RayPool(address=address, **wrong)
+        pool.RayPool(address=address, workers=1, **wrong)
     except PoolError as error:
         print(error)
 """
@@ -432,6 +433,7 @@ def test_what_a_dead_worker_has_kept_is_brought_to_the_study_and_its_folder_clea
     assert brought == {name: name for name in ("trials/d/j/1/checkpoint.pt", "base/checkpoint.pt")}
     (study / "base/checkpoint.pt").unlink()
     porters.inherit(node, str(annex))
+    porters.clear(node, str(annex))
     assert (study / "base/checkpoint.pt").is_file()
     while annex.exists() and time.monotonic() < end:
         time.sleep(0.05)

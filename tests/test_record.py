@@ -13,6 +13,7 @@ from nas_attn import files, ledger, rows, storage
 from nas_attn.architecture import Architecture
 from nas_attn.errors import StudyError
 from nas_attn.outcome import Failure, Rejected, Stopped, outcome_file_text
+from nas_attn.record import latency_kind
 
 
 @pytest.fixture(autouse=True)
@@ -401,3 +402,15 @@ def test_a_study_that_was_killed_while_it_was_begun_is_begun_again(tmp_path, mon
         assert record.fresh
     with open_record(tmp_path) as record:
         assert not record.fresh
+
+
+def test_the_device_of_a_study_s_latencies_is_known_before_it_goes_on(tmp_path):
+    assert latency_kind(tmp_path, Shelf.at(tmp_path)) == ""
+    with open_record(tmp_path) as record:
+        number = record.ask(RECIPE).number
+        assert latency_kind(tmp_path, Shelf.at(tmp_path)) == ""
+        known = cost(1.0)
+        record.save_cost(number, replace(known, latency=replace(known.latency, environment={"name": "NVIDIA H100 80GB HBM3"})))
+    assert latency_kind(tmp_path, Shelf.at(tmp_path)) == "NVIDIA H100 80GB HBM3"
+    (tmp_path / "study.json").write_text("[]")
+    assert latency_kind(tmp_path, Shelf.at(tmp_path)) == ""

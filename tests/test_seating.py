@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas_attn.admission import Admission
-from nas_attn.errors import PoolError
+from nas_attn.errors import NasAttnError, PoolError
 from nas_attn.schedule import Plan, assign
 from nas_attn.seating import Seating, Slot
 from nas_attn.work import Done, Task
@@ -51,6 +51,15 @@ def test_another_node_measures_only_if_it_is_alike() -> None:
     assert [slot.alone for slot in seating.slots] == [False, True, False]
 
 
+def test_a_study_that_goes_on_is_measured_on_its_own_kind_if_that_is_there() -> None:
+    nodes = (("1", "A10"), ("2", "H100"))
+    for kind, latency_node, alone in (("H100", None, [False, True]), ("H100", "host-1", [True, False]), ("L4", None, [True, False])):
+        seating, _ = planned(*nodes)
+        seating._latency_node = latency_node
+        seating.prefer(kind)
+        assert [slot.alone for slot in seating.slots] == alone
+
+
 def test_exclusive_work_moves_on_where_nothing_replaces_a_node_that_died() -> None:
     """Its workers are started anew, and wait for ever where no other node has room for them."""
     seating, heard = planned(("1", "H100"), ("2", "H100"))
@@ -77,6 +86,68 @@ def test_exclusive_work_moves_on_where_a_worker_fails_to_start() -> None:
     first.failures = 0
     seating.look({"1", "2"})
     assert [first.alone, second.alone] == [False, True]  # it stays where it has gone
+
+
+def test_a_node_without_its_data_rests_while_the_others_work_and_measure() -> None:
+    seating, heard = planned(("1", "H100"), ("1", "H100"), ("2", "H100"))
+    seats = [slot.seat().state for slot in seating.slots]
+    assert seats == ["idle"] * 3
+    seating.slots[1].ref, seating.slots[1].task = object(), Task("b", "train", "{}")
+    seating.outages.hear("1", "train", Done("a", None, "the data set is away", "data"), 0.0, 0.0)
+    seating.rest(0.5)
+    assert [slot.seat().state for slot in seating.slots] == ["absent", "busy", "idle"]
+    assert [slot.standing(0.5).state for slot in seating.slots] == ["barred", "busy", "idle"]
+    assert assign([False, False], [slot.seat() for slot in seating.slots]) == [(0, 2)]
+    seating.look({"1", "2"})
+    assert [slot.alone for slot in seating.slots] == [False, False, True]
+    assert heard == ["latency is measured on host-2 (10.0.0.2) from now on, which is alike"]
+    seating.rest(1.0)
+    assert [slot.seat().state for slot in seating.slots] == ["idle", "busy", "idle"]
+
+
+def test_a_search_ends_when_no_node_has_had_its_data_for_too_long() -> None:
+    seating, _ = planned(("1", "H100"), ("2", "H100"))
+    queue = [Task("a", "train", "{}")]
+
+    def lose(node: str) -> None:
+        for count in range(7):
+            seating.outages.hear(node, "train", Done("a", None, "the data set is away", "data"), 1000.0 * count, 1000.0 * count)
+
+    lose("1")
+    assert seating.changes(queue, 0.0) == ([], []), "the other node works"
+    lose("2")
+    seating.slots[1].task = Task("b", "train", "{}")
+    assert seating.changes(queue, 0.0) == ([], []), "what is under way may have what it needs"
+    seating.slots[1].task = None
+    assert seating.changes([], 0.0) == ([], [])
+    with pytest.raises(NasAttnError, match="the data set is away; waited 16 min"):
+        seating.changes(queue, 0.0)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_while_the_others_work() -> None:
+    seating, heard = planned(("1", "H100"), ("2", "H100"))
+    first, second = seating.slots
+    first.ref = object()
+    seating.put_off(first, "CUDA error", 1)
+    assert heard[0] == "host-1 (10.0.0.1): a worker could not be started; tried again in 1 s: CUDA error"
+    assert (first.actor, first.ref, seating.open) == (None, None, 1)
+    assert seating.changes([], first.again - 0.01) == ([], [])
+    assert seating.changes([], first.again) == ([first], [])
+    first.actor, first.ref, second.failures = object(), object(), 1
+    with pytest.raises(PoolError, match="A worker could not be started: CUDA error"):
+        seating.put_off(first, "CUDA error", 1)
+
+
+def test_a_seat_that_failed_is_not_opened_at_once() -> None:
+    seating = Seating(lambda _: None)
+    seating.stretch(UNIT, 2)
+    begin(seating, seating.slots[0], "1")
+    seating.slots[0].task = seating.slots[0].ref = Task("a", "train", "{}")
+    seating.slots[1].actor = seating.slots[1].ref = object()
+    seating.put_off(seating.slots[1], "no room", 1)
+    waiting = [Task("b", "train", "{}")]
+    assert seating.changes(waiting, seating.slots[1].again - 0.01) == ([], [])
+    assert seating.changes(waiting, seating.slots[1].again) == ([seating.slots[1]], [])
 
 
 def test_a_node_that_joins_is_asked_before_it_gets_work() -> None:

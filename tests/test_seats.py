@@ -118,6 +118,7 @@ def test_a_node_is_of_the_kind_of_its_accelerator_or_processor() -> None:
         ("", "", [("b", "H100"), ("a", "A10")], "b"),  # the first decides
         ("a", "A10", [("b", "H100"), ("a", "A10")], "a"),
         ("a", "A10", [("b", "H100"), ("c", "A10")], "c"),  # gone: another of the same kind
+        ("a", "H100", [("a", "A10"), ("b", "H100")], "b"),  # a study's own kind
         ("a", "A10", [("b", "H100")], None),  # none: measurements wait
         ("a", "", [], None),
     ],

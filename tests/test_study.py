@@ -19,6 +19,7 @@ from study_targets import BASE, FakePool, Shelf, load_study, space, stored_study
 
 from nas_attn import files, storage, study
 from nas_attn.architecture import Architecture, Placement
+from nas_attn.blame import Blame
 from nas_attn.errors import InputError, Interrupted, NasAttnError, PoolError, StudyError
 from nas_attn.outcome import CHECKPOINT, Failure, Measured, Rejected, Stopped, full_length, outcome_file_text, outcome_to_dict
 from nas_attn.pool import InlinePool
@@ -437,6 +438,25 @@ def test_a_job_that_is_lost_too_often_fails_its_trial_and_the_search_goes_on(tmp
     assert _counted(snapshot) == 5
 
 
+def test_whatever_is_away_for_however_long_is_nobodys_failure(tmp_path, monkeypatch):
+    """Fit, measurements and trainings, each lost more often than a job may be begun: a node without its data is tried again and again."""
+    pool, whole = FakePool(slots=2), []
+    wait = pool.wait
+
+    def lose_first(timeout_s):
+        whole[:] = [task for task in pool.queue if sum(task.key.rsplit("/", 1)[0] == t.key.rsplit("/", 1)[0] for t in pool.seen) <= 21]
+        if not whole:
+            return wait(timeout_s)
+        pool.queue.remove(whole[0])
+        return [Done(whole[0].key, None, "the data set is away", "preempted" if len(pool.seen) % 2 else "data")]
+
+    monkeypatch.setattr(pool, "wait", lose_first)
+    snapshot = _run(tmp_path / "a", trials=3, pool=pool)
+    assert _require_law_6(tmp_path / "a", 3) == _digests(snapshot)
+    assert [trial.kind for trial in snapshot.trials] == ["measured"] * 3
+    assert {job.attempt for trial in snapshot.trials for job, _ in trial.results} == {22}
+
+
 def test_a_trial_with_a_failed_seed_is_told_when_its_other_jobs_have_come_back_or_were_lost(tmp_path, monkeypatch):
     pool = FakePool(slots=3)
     whole = pool.wait
@@ -510,7 +530,8 @@ def test_what_a_lost_copy_leaves_in_the_end_counts(tmp_path, monkeypatch, when):
 
     monkeypatch.setattr(pool, "wait", note)
     if when == "before the next attempt":
-        monkeypatch.setattr("nas_attn.losses.Outages.wait", end_lost)
+        blamed = Blame.failure
+        monkeypatch.setattr(Blame, "failure", lambda *given: (end_lost(), blamed(*given))[1])
     else:
         monkeypatch.setattr(pool, "submit", end_lost_and_submit)
     _run(tmp_path / "a", trials=4, pool=pool)
