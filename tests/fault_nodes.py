@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fault_cluster import Node
 from fault_copies import Copy
+from fault_record import blamed
 
 if TYPE_CHECKING:
     from fault_run import Run
@@ -82,9 +83,13 @@ def node_preempted(run: "Run", rng: random.Random) -> None:
             began = {f"{c.digest}/{c.job}/{c.attempt}" for c in run.copies.told("began") if c.pid in there}
             strange = began - {key.split("/", 2)[2] for key in before}
             run.require(not strange, f"only what it was given before its notice may begin on that node, but {strange} did")
-        run.unblamed |= {copy.digest for copy in run.copies.under_way() if copy.pid in node.workers()}
+        # What was never lost before has nothing counted against it, unless this fault does.
+        cut = {copy.digest for copy in run.copies.under_way() if copy.pid in node.workers() and copy.attempt == 1}
+        run.require(first in run.copies.under_way(), f"trial {run.number(first.digest)} must train there until the node goes, but does not")
         _exchange(run, node)
         second = _second(run, first, living=False)
+        found = blamed(run.folder, cut, run.storage)
+        run.require(not found, f"a preemption is nobody's fault, but counted are {found}: {_losses(run)}")
         if second is not None:
             run.hit_by(f"trial {run.number(first.digest)} cut off, attempt {second.attempt} begun")
 
@@ -179,6 +184,12 @@ def _handed(log: str, node: str) -> list[str]:
     """The keys of the tasks that a node's workers were given."""
     words = [line.split() for line in log.splitlines()]
     return [line[3] for line in words if len(line) == 4 and line[1] == "handed" and line[2] == node]
+
+
+def _losses(run: "Run") -> str:
+    """What the driver has told of losses since the fault began, in short."""
+    lines = run.said()[run.mark :].splitlines()
+    return "; ".join(line.partition(" ")[2][:120] for line in lines if " lost trial " in line)
 
 
 def _node_id(raylet: int) -> str:

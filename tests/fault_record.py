@@ -13,12 +13,12 @@ from nas_attn.protocol import job_key
 from nas_attn.storage import Storage
 
 
-def blamed(folder: Path, digests: Collection[str], storage: str | None = None) -> list[int]:
-    """The numbers of those trials that have a crash or the loss of a node counted against them."""
+def blamed(folder: Path, digests: Collection[str], storage: str | None = None) -> list[tuple[int, str]]:
+    """Those trials that have a crash or the loss of a node counted against them: their numbers, and which of the two."""
     with contextlib.closing(Storage.read(folder, storage)) as stored:
         rows = [(row.number, row.user_attrs) for row in stored.rows.trials()]
     ours = [(n, has) for n, has in rows if Architecture.from_dict(json.loads(has["architecture"])).digest() in digests]
-    return [number for number, has in ours if has.get(CRASHES) or has.get(LOSSES)]
+    return [(number, counter) for number, has in ours for counter in (CRASHES, LOSSES) if has.get(counter)]
 
 
 def often_told(snapshot: Snapshot, log: str, digests: Collection[str]) -> list[str]:

@@ -24,7 +24,7 @@ from fault_copies import Copies
 from fault_driver import CHOICES, undisturbed
 from fault_kinds import FAULTS, Fault
 from fault_nodes import HELD
-from fault_record import blamed, often_told
+from fault_record import often_told
 from fault_rows import QUIET, Row, Verdict, shown, sign
 from study_targets import BASE
 
@@ -46,9 +46,7 @@ LIVES_S = 900.0
 
 @dataclass
 class Run:
-    """The search of one fault; `hit` are digests whose worker was killed, which must not happen twice; `doubled` had two live copies,
-    `unblamed` were cut off by what is nobody's fault.
-    """
+    """The search of one fault; `hit` are digests whose worker was killed, which must not happen twice; `doubled` had two live copies."""
 
     name: str
     faults: Sequence[str]
@@ -65,7 +63,6 @@ class Run:
     hit: set[str] = field(default_factory=set)
     torn: set[str] = field(default_factory=set)
     doubled: set[str] = field(default_factory=set)
-    unblamed: set[str] = field(default_factory=set)
     hits: list[str] = field(default_factory=list)
     armed: dict[str, str] = field(default_factory=dict)
     poisons: set[str] = field(default_factory=set)
@@ -287,9 +284,6 @@ class Run:
         digests = [trial.architecture.digest() for trial in snapshot.trials]
         failed = {trial.architecture.digest() for trial in snapshot.trials if trial.kind == "failure"}
         self.require(failed == self.poisons, f"only {self.poisons} may fail, but {failed} did")
-        self.require(
-            not (found := blamed(self.folder, self.unblamed, self.storage)), f"nobody is to blame for a preemption, but {found} are"
-        )
         self.broken += often_told(snapshot, self.said(), self.doubled)
         again = [line.split()[1].rpartition("/")[0] for line in executions(self.folder) if line.startswith("again")]
         again = [job for job in again if not any(f"/{job}/" in torn for torn in self.torn)]  # what was torn was no outcome

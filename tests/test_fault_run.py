@@ -81,7 +81,7 @@ def test_who_was_blamed_is_read_from_the_record(tmp_path, counter):
         free, hit = record.ask(RECIPE), record.ask(RECIPE)
         record.count(free.number, "attempts", job_key(job_of(free)))
         record.count(hit.number, counter, job_key(job_of(hit)))
-    assert blamed(tmp_path, {trial.architecture.digest() for trial in (free, hit)}) == [hit.number]
+    assert blamed(tmp_path, {trial.architecture.digest() for trial in (free, hit)}) == [(hit.number, counter)]
     assert blamed(tmp_path, {free.architecture.digest()}) == []
 
 
