@@ -110,7 +110,7 @@ class RayPool(Pool):
         self._seating, self._asked_cpus = Seating(tell, latency_node), cpus_per_worker
         self._answers: dict[str, Done] = {}
         self._cluster, self._porters = Cluster(), Porters(self._freight.folder)
-        self._watched = 0.0
+        self._watched, self._leaving = 0.0, frozenset[str]()
         self._joined, self._warm, self._closed = bool(address), False, False
         try:
             nodes = self._cluster.join(address, insecure_cluster) if address else self._cluster.start(available_cpus())
@@ -217,11 +217,12 @@ class RayPool(Pool):
             return
         self._watched = now
         states = self._cluster.states()
+        self._leaving = frozenset(node for node, state in states.items() if state == "draining")
         there = {node for node, state in states.items() if state in ("alive", "draining")}
         self._seating.look(there)
         self._porters.keep(there)
         for slot in self._slots:
-            known, slot.leaving = slot.leaving, states.get(slot.node) == "draining"
+            known, slot.leaving = slot.leaving, slot.node in self._leaving
             if slot.annex and slot.task is not None and (slot.leaving > known or now - slot.salvaged > SALVAGE_S):
                 slot.salvaged = now
                 self._porters.ask(slot.node, slot.annex)
@@ -329,7 +330,7 @@ class RayPool(Pool):
 
     def _settle_in(self, slot: Slot, told: Mapping[str, Any]) -> None:
         """A worker has begun, perhaps on another node than the one that it replaces."""
-        slot.annex, slot.leaving = told["annex"], False
+        slot.annex, slot.leaving = told["annex"], told["node"] in self._leaving
         if slot.annex:
             self._porters.post(told["node"])
         question = self._seating.seat(slot, told)

@@ -37,7 +37,8 @@ class Fake:
 
     `crowded` of 100 lack memory unless they run alone; `poison` names a digest that kills its worker, `hangs` one that hangs once, `unfit`
     one whose device fails once, and `armed` a JSON file that may say these three later; `fitted` epochs are told of the fit, from which
-    deadlines follow; what `data` names must be there; `pace` names a file that holds the seconds.
+    deadlines follow; what `data` names must be there; `pace` names a file that holds the seconds; `holds` a folder in which a file that a
+    digest names keeps its trainings from ending, but for the attempts that it lists: copies then tell of themselves in `copies.log`.
     """
 
     fails: int = 0
@@ -54,6 +55,7 @@ class Fake:
     fitted: int = 0
     data: str = ""
     pace: str = ""
+    holds: str = ""
     curves: bool = False
 
 
@@ -106,12 +108,41 @@ def train(folder: Path, job: Job, fake: Fake) -> Outcome:
         return Failure(stage="memory", error="CUDA out of memory")
     again = [*place.parent.glob("*/outcome.json")]
     _log(folder, f"{'again' if again else 'start'} {job.architecture.digest()}/{job.name()}/{job.attempt}")
-    time.sleep(float(Path(fake.pace).read_text()) if fake.pace else fake.seconds)
+    seconds = float(Path(fake.pace).read_text()) if fake.pace else fake.seconds
+    if fake.holds:
+        _take_time(folder, job, seconds, Path(fake.holds, digest))
+    else:
+        time.sleep(seconds)
     outcome = score(job, fake)
     if job.epochs is not None:
         (place / CHECKPOINT).write_text("paused")
     write_atomic(place / "outcome.json", lambda file: file.write_text(outcome_file_text(job, outcome)))
+    if fake.holds:
+        _tell(folder, "ended", job)
     return outcome
+
+
+def _take_time(folder: Path, job: Job, seconds: float, hold: Path) -> None:
+    """A training that lasts so long, and as long as it is held."""
+    _tell(folder, "began", job)
+    end, told = time.monotonic() + seconds, False
+    while (held := _held(hold, job.attempt)) or time.monotonic() < end:
+        if held and not told:
+            _tell(folder, "held", job)
+            told = True
+        time.sleep(0.05)
+
+
+def _held(hold: Path, attempt: int) -> bool:
+    try:
+        return str(attempt) not in hold.read_text().split()
+    except FileNotFoundError:
+        return False
+
+
+def _tell(folder: Path, what: str, job: Job) -> None:
+    with (folder / "copies.log").open("a") as file:
+        file.write(f"{os.getpid()} {what} {job.architecture.digest()}/{job.name()}/{job.attempt}\n")
 
 
 def score(job: Job, fake: Fake = Fake()) -> Outcome:

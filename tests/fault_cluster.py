@@ -39,6 +39,8 @@ class Node:
 
     process: subprocess.Popen[bytes]
     head: bool
+    leaf: bool = False
+    """Whether it is in the namespace that can be cut off."""
 
     def part(self, name: str) -> int:
         """The pid of its `raylet` or `gcs_server`."""
@@ -77,6 +79,12 @@ class Nodes:
         """One more node, in the leaf's namespace if asked for."""
         host = ["--node-ip-address", LEAF if leaf else HUB] if self.namespaces else []
         return self._begin(["--address", self.address, *host], cpus, head=False, leaf=leaf)
+
+    def require_leaf(self, cpus: int) -> None:
+        """Puts a leaf in the place of another node, if a search has left none."""
+        if not any(node.leaf and node.alive() for node in self.nodes):
+            self.end(self.nodes[-1])
+            self.add(cpus, leaf=True)
 
     def inside(self, words: list[str]) -> list[str]:
         """A command as it is run where the head is."""
@@ -122,7 +130,7 @@ class Nodes:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
-        node = Node(process, head)
+        node = Node(process, head, leaf)
         self.nodes.append(node)
         return node
 

@@ -19,8 +19,9 @@ from nas_attn.errors import NasAttnError
 from nas_attn.event import Event
 from nas_attn.home import require_no_driver
 from nas_attn.pool import InlinePool, RayPool
+from nas_attn.seating import Slot
 from nas_attn.spec import SpaceSpec
-from nas_attn.work import Pool
+from nas_attn.work import Pool, Task
 
 TRUE_TIME = time.time
 TARGET = "fake_evaluator:serve"
@@ -34,6 +35,23 @@ SPEC = {
     "base_seeds": 2,
     "controls": False,
 }
+
+
+class Telling(RayPool):
+    """A pool that tells which node it gives a task to, and when it has seen a node's notice."""
+
+    _noticed: frozenset[str] = frozenset()
+
+    def _watch(self) -> None:
+        super()._watch()
+        leaving = frozenset(slot.node for slot in self._slots if slot.leaving)
+        for node in sorted(leaving - self._noticed):
+            _print(f"notice {node}")
+        self._noticed |= leaving
+
+    def _hand_over(self, slot: Slot, task: Task) -> None:
+        _print(f"handed {slot.node} {task.key}")
+        super()._hand_over(slot, task)
 
 
 def search(
@@ -67,7 +85,11 @@ def undisturbed(folder: Path, trials: int, fake: Fake) -> None:
 
 
 def _say(event: Event) -> None:
-    print(f"{TRUE_TIME():.2f} {event.kind} {event.message}", flush=True)  # noqa: T201
+    _print(f"{event.kind} {event.message}")
+
+
+def _print(words: str) -> None:
+    print(f"{TRUE_TIME():.2f} {words}", flush=True)  # noqa: T201
 
 
 def main() -> int:
@@ -88,10 +110,10 @@ def main() -> int:
         time.time = lambda: TRUE_TIME() + float(given.clock.read_text() or 0)
     try:
         require_no_driver(given.folder)  # as the command line does, before workers start
-        with RayPool(TARGET, workers=given.workers, gpus_per_worker=0, address=given.address, folder=given.folder) as pool:
+        with Telling(TARGET, workers=given.workers, gpus_per_worker=0, address=given.address, folder=given.folder) as pool:
             search(given.folder, pool, given.trials, Fake(**given.fake), given.storage, given.deadline_s)
     except NasAttnError as error:
-        print(f"{TRUE_TIME():.2f} error {error}", flush=True)  # noqa: T201
+        _print(f"error {error}")
         return error.exit_code
     return 0
 

@@ -1,6 +1,7 @@
 """The faults: each does something real to a running search, waits for as long as it is meant to last, and undoes what can be undone.
 
-A fault gets the run that it disturbs and a random source for its choices; what it says it did goes into the run's notes.
+A fault gets the run that it disturbs and a random source for its choices; what it says it did goes into the run's notes. Those that must
+show what they hit are in `fault_nodes`.
 """
 
 import contextlib
@@ -10,22 +11,16 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fault_nodes import HELD, stopped
 from postgres_server import wait
 
 if TYPE_CHECKING:
     from fault_run import Run
 
 Fault = Callable[["Run", random.Random], None]
-SILENT_S = 12.0
-"""Longer than the longest of the cluster's timeouts (see `fault_cluster.QUICK`)."""
-PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40); "
-DRAIN = PROBE + (
-    "from ray._raylet import GcsClient; print(GcsClient(address=sys.argv[1]).drain_node(sys.argv[2], 2, 'preempted', int(sys.argv[3])))"
-)
 
 
 # -- driver ----------------------------------------------------------------------------------------------------------------------------
@@ -48,7 +43,7 @@ def driver_told_to_end(run: "Run", rng: random.Random) -> None:
 
 def driver_suspended(run: "Run", rng: random.Random) -> None:
     """SIGSTOP for some seconds: answers pile up."""
-    with _stopped([run.driver.pid]):
+    with stopped([run.driver.pid]):
         time.sleep(rng.uniform(3, 8))
 
 
@@ -113,25 +108,6 @@ def raylet_killed(run: "Run", rng: random.Random) -> None:
     run.nodes.add(run.cpus)
 
 
-def raylet_hangs(run: "Run", rng: random.Random) -> None:
-    """SIGSTOP of a raylet for longer than every timeout: its workers may finish, and their answers may count."""
-    node = rng.choice(run.nodes.nodes[1:])
-    with _stopped([node.part("raylet")]):
-        time.sleep(SILENT_S + rng.uniform(0, 4))
-    run.nodes.end(node)
-    run.nodes.add(run.cpus)
-
-
-def node_hangs(run: "Run", rng: random.Random) -> None:
-    """SIGSTOP of a raylet and its workers for longer than every timeout; they come back and write when their trials run elsewhere."""
-    node = rng.choice(run.nodes.nodes[1:])
-    with _stopped([node.part("raylet"), *node.workers()]):
-        time.sleep(SILENT_S + rng.uniform(0, 4))
-    time.sleep(3)
-    run.nodes.end(node)
-    run.nodes.add(run.cpus)
-
-
 def latency_node_lost(run: "Run", rng: random.Random) -> None:
     """The node on which latency was measured last. Another takes its place only after latency was measured elsewhere."""
     time.sleep(rng.uniform(0, 0.5))
@@ -162,28 +138,6 @@ def head_lost(run: "Run", rng: random.Random) -> None:
     for number in range(run.others):
         run.nodes.add(run.cpus, leaf=run.nodes.namespaces and number == run.others - 1)
     run.start_driver()
-
-
-def node_preempted(run: "Run", rng: random.Random) -> None:
-    """A node says that it will go, and goes: nothing new is begun there, and nobody is blamed."""
-    node = rng.choice(run.nodes.nodes[1:])
-    deadline_ms = int((time.time() + 15) * 1000)
-    run.note(run.probe(DRAIN, _node_id(node.part("raylet")), str(deadline_ms)).strip())
-    time.sleep(5)
-    run.nodes.end(node)
-    run.nodes.add(run.cpus)
-
-
-def network_cut(run: "Run", rng: random.Random) -> None:
-    """The link to one node is down for longer than every timeout: its trainings run on there, and begin anew elsewhere."""
-    run.nodes.cut(down=True)
-    time.sleep(SILENT_S + 8 + rng.uniform(0, 6))
-    run.nodes.cut(down=False)
-    time.sleep(3)
-    leaf = run.nodes.nodes[-1]
-    if not leaf.alive() or not leaf.workers():
-        run.nodes.end(leaf)
-        run.nodes.add(run.cpus, leaf=True)
 
 
 # -- storage and data ------------------------------------------------------------------------------------------------------------------
@@ -230,7 +184,7 @@ def server_stopped(run: "Run", rng: random.Random) -> None:
 
 def server_slow(run: "Run", rng: random.Random) -> None:
     """PostgreSQL does not answer for some seconds."""
-    with _stopped(run.server.program.suspend()):
+    with stopped(run.server.program.suspend()):
         time.sleep(rng.uniform(3, 8))
 
 
@@ -277,23 +231,6 @@ def outcome_torn(run: "Run", rng: random.Random) -> None:
     run.note(f"tore what worker {pid} left")
 
 
-@contextlib.contextmanager
-def _stopped(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
-def _node_id(raylet: int) -> str:
-    words = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")
-    return next(word for word in words if word.startswith("--node_id=")).partition("=")[2]
-
-
 FAULTS: dict[str, Fault] = {
     "driver killed": driver_killed,
     "driver told to end": driver_told_to_end,
@@ -304,12 +241,8 @@ FAULTS: dict[str, Fault] = {
     "worker hangs": worker_hangs,
     "trial kills its workers": trial_kills_its_workers,
     "raylet killed": raylet_killed,
-    "raylet hangs": raylet_hangs,
-    "node hangs": node_hangs,
     "latency node lost": latency_node_lost,
     "head lost": head_lost,
-    "node preempted": node_preempted,
-    "network cut": network_cut,
     "storage locked": storage_locked,
     "disk full": disk_full,
     "storage gone": storage_gone,
@@ -320,4 +253,5 @@ FAULTS: dict[str, Fault] = {
     "GPU lost": gpu_lost,
     "clock jumps": clock_jumps,
     "outcome torn": outcome_torn,
+    **HELD,
 }

@@ -20,8 +20,12 @@ from typing import Any
 
 from fake_evaluator import Fake, executions
 from fault_cluster import Nodes
+from fault_copies import Copies
 from fault_driver import CHOICES, undisturbed
-from fault_kinds import FAULTS
+from fault_kinds import FAULTS, Fault
+from fault_nodes import HELD
+from fault_record import often_told
+from fault_rows import QUIET, Row, Verdict, shown, sign
 from study_targets import BASE
 
 from nas_attn.architecture import Architecture
@@ -30,8 +34,8 @@ from nas_attn.record import load_study
 from nas_attn.sampler import Mirror, ask_seed
 
 WORKERS = 4
-PACES_S = {"between": "1.2", "during": "3", "after": "0.02"}
-"""What a training takes between two faults, during one, and when all are over."""
+PACES_S = {"between": "1.2", "during": "3", "held": "6", "after": "0.02"}
+"""What a training takes between two faults, during one, during one that holds a training (the others), and when all are over."""
 DEADLINE_S = "8"
 APART = 16
 """Trials from one fault to the next."""
@@ -40,44 +44,9 @@ BUDGET = 40
 LIVES_S = 900.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What one fault did. `seen_s`: seconds from its begin until the driver told of something (empty: it told nothing)."""
-
-    fault: str
-    seed: int
-    number: int
-    begun: int
-    seconds: float
-    seen_s: float | str
-    said: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """A whole search: what was promised, counted. All but `faults`, `trials`, `drivers`, `attempts` and `seconds` must be 0."""
-
-    fault: str
-    seed: int
-    faults: int
-    trials: int
-    drivers: int
-    attempts: int
-    seconds: float
-    lost_told: int
-    left_running: int
-    trained_twice: int
-    other_digests: int
-    broken: str
-
-    @property
-    def good(self) -> bool:
-        return not (self.lost_told or self.left_running or self.trained_twice or self.other_digests or self.broken)
-
-
 @dataclass
 class Run:
-    """The search of one fault; `hit` are digests whose worker was killed, which must not happen twice."""
+    """The search of one fault; `hit` are digests whose worker was killed, which must not happen twice; `doubled` had two live copies."""
 
     name: str
     faults: Sequence[str]
@@ -93,6 +62,8 @@ class Run:
     fake: dict[str, Any] = field(default_factory=dict)
     hit: set[str] = field(default_factory=set)
     torn: set[str] = field(default_factory=set)
+    doubled: set[str] = field(default_factory=set)
+    hits: list[str] = field(default_factory=list)
     armed: dict[str, str] = field(default_factory=dict)
     poisons: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -102,28 +73,34 @@ class Run:
     broken: list[str] = field(default_factory=list)
     driver: Any = None
     storage: str | None = None
+    kinds: Mapping[str, Fault] = field(default_factory=lambda: FAULTS)
     _mark: int = 0
+    _hit: str = ""
 
     def __post_init__(self) -> None:
         self.trials = 10 + BUDGET * len(self.faults)
-        self.data, self.clock, self.log, self.pace, self.triggers = (
-            self.root / name for name in ("data", "clock", "driver.log", "pace", "armed.json")
+        self.data, self.clock, self.log, self.pace, self.triggers, self.folder, holds = (
+            self.root / name for name in ("data", "clock", "driver.log", "pace", "armed.json", "study", "holds")
         )
-        self.folder = self.root / "study"
-        self.folder.mkdir()
-        self.data.mkdir()
+        for folder in (self.folder, self.data, holds):
+            folder.mkdir()
+        self.copies = Copies(self.folder, holds)
+        # Where a training is held every seat is taken, so that each node trains, one that has just come as well.
+        self.held = bool(set(self.faults) & set(HELD))
+        self.workers = self.cpus * self.others if self.held else WORKERS
         self.clock.write_text("0")
         self.pace.write_text(PACES_S["between"])
         self.log.touch()
         self.storage = self.server.fresh() if any(fault.startswith("server") for fault in self.faults) else None
         self.fake = {"pace": str(self.pace), "data": str(self.data), "armed": str(self.triggers), **_special(self.faults)}
+        self.fake |= {"holds": str(holds)} if self.held else {}
 
     # -- the driver ------------------------------------------------------------------------------------------------------------------------
 
     def command(self) -> list[str]:
         words = [sys.executable, str(Path(__file__).with_name("fault_driver.py")), str(self.folder), "--address", self.nodes.address]
         words += ["--clock", str(self.clock)]
-        words += ["--trials", str(self.trials), "--workers", str(WORKERS), "--fake", json.dumps(self.fake), "--deadline-s", DEADLINE_S]
+        words += ["--trials", str(self.trials), "--workers", str(self.workers), "--fake", json.dumps(self.fake), "--deadline-s", DEADLINE_S]
         return self.nodes.inside([*words, *(["--storage", self.storage] if self.storage else [])])
 
     def environment(self) -> dict[str, str]:
@@ -176,14 +153,27 @@ class Run:
         lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
         return {int(line[0]): line[1] for line in lines if len(line) == 2}
 
-    def await_event(self, words: str, wait_s: float, since: int | None = None) -> None:
-        """Waits until the driver has said something, since the fault began, or since its log was so long."""
+    def await_event(self, words: str, wait_s: float, since: int | None = None) -> bool:
+        """Waits until the driver has said something, since the fault began, or since its log was so long; whether it has."""
         end, since = time.monotonic() + wait_s, self.mark if since is None else since
-        while words not in self.log.read_text()[since:]:
+        while words not in self.said()[since:]:
             if time.monotonic() > end or self.driver.poll() is not None:
                 self.require(False, f"the driver never said {words!r}")
-                return
+                return False
             time.sleep(0.05)
+        return True
+
+    def said(self) -> str:
+        """All that the drivers have said."""
+        return self.log.read_text()
+
+    def number(self, digest: str) -> int:
+        """The number of the trial with that digest."""
+        return next(number for number in range(self.trials) if asked(number) == digest)
+
+    def hit_by(self, words: str) -> None:
+        """The fault has had its effect, which these words tell."""
+        self._hit = words
 
     def probe(self, code: str, *arguments: str) -> str:
         """Python beside the cluster's head, connected to it."""
@@ -202,9 +192,13 @@ class Run:
         """Runs the search with its faults to its end."""
         rng, began, rows = random.Random(f"{self.name}/{self.seed}"), time.monotonic(), []
         try:
+            if "network cut" in self.faults:
+                self.nodes.require_leaf(self.cpus)
             self.start_driver()
             for number, fault in enumerate(self.faults):
-                self._await_begun(self.first + self.apart * number + rng.randrange(max(1, self.apart - 2)))
+                # A fault that holds a training lasts long: the next one counts from its end.
+                least = max(self.first, self._begun()) if self.held else self.first + self.apart * number
+                self._await_begun(least + rng.randrange(max(1, self.apart - 2)))
                 rows.append(self._do(number, fault, rng))
             self._go_at("after")
             self._await_end(began)
@@ -216,14 +210,20 @@ class Run:
 
     def _do(self, number: int, fault: str, rng: random.Random) -> Row:
         self._mark, at, start, notes = len(self.log.read_text()), time.time(), time.monotonic(), len(self.notes)
-        begun = self._begun()
-        self._go_at("during")
-        FAULTS[fault](self, rng)
+        begun, self._hit = self._begun(), ""
+        self._go_at("held" if fault in HELD else "during")
+        self.kinds[fault](self, rng)
         seconds = time.monotonic() - start
+        if self.driver.poll() == 0:
+            raise AssertionError(f"The search must outlast its faults, but ended during {fault!r} number {number}; give it more trials")
         first = self._first_sign(fault)
         self._go_at("between")
+        hit = self._hit or (sign(first[1]) if first and fault not in HELD else "")
+        self.hits += [hit] if hit else []
         seen, said = (round(max(0.0, first[0] - at), 1), first[1]) if first else ("", "; ".join(self.notes[notes:]))
-        return Row(fault=fault, seed=self.seed, number=number, begun=begun, seconds=round(seconds, 1), seen_s=seen, said=said[:160])
+        return Row(
+            fault=fault, seed=self.seed, number=number, begun=begun, seconds=round(seconds, 1), seen_s=seen, hit=hit, said=said[:160]
+        )
 
     def _go_at(self, pace: str) -> None:
         write_atomic(self.pace, lambda file: file.write_text(PACES_S[pace]))
@@ -250,8 +250,11 @@ class Run:
             if self.driver.poll() is not None:
                 self._restart_or_fail()
                 if self.driver.returncode == 0:
-                    return
+                    break
             time.sleep(0.05)
+        left = self.trials + 1 - self._begun()  # the base is trained twice
+        if self.driver.poll() == 0 or left < 2 * self.workers:
+            raise AssertionError(f"A fault must come while enough of the search is left, but {left} of {self.trials} trainings are")
 
     def _await_end(self, began: float) -> None:
         while time.monotonic() - began < LIVES_S * (1 + len(self.faults) / 8):
@@ -278,12 +281,14 @@ class Run:
         digests = [trial.architecture.digest() for trial in snapshot.trials]
         failed = {trial.architecture.digest() for trial in snapshot.trials if trial.kind == "failure"}
         self.require(failed == self.poisons, f"only {self.poisons} may fail, but {failed} did")
+        self.broken += often_told(snapshot, self.said(), self.doubled)
         again = [line.split()[1].rpartition("/")[0] for line in executions(self.folder) if line.startswith("again")]
         again = [job for job in again if not any(f"/{job}/" in torn for torn in self.torn)]  # what was torn was no outcome
         return Verdict(
             fault=self.name,
             seed=self.seed,
             faults=len(self.faults),
+            hits=shown(self.faults, self.hits),
             trials=len(digests),
             drivers=self.drivers,
             attempts=self._begun(),
@@ -296,9 +301,7 @@ class Run:
         )
 
 
-QUIET = frozenset({"driver suspended", "storage locked", "disk full", "clock jumps", "two drivers", "server stopped", "server slow"})
-"""What a driver may get over without a word."""
-CALM: Mapping[str, Any] = {"pace": "", "poison": "", "hangs": "", "unfit": "", "armed": "", "crowded": 0, "data": ""}
+CALM: Mapping[str, Any] = {"pace": "", "poison": "", "hangs": "", "unfit": "", "armed": "", "crowded": 0, "data": "", "holds": ""}
 
 
 def expected(folder: Path, trials: int, fake: Fake) -> list[str]:

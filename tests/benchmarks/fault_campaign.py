@@ -5,7 +5,7 @@
     python tests/benchmarks/fault_campaign.py --kills 100 --out results         # of the driver and of workers in turn, in one search
 
 Resumable: searches that are in the table are not run again. Writes `faults.csv` (a line a search: all that was promised, counted) and
-`faults-moments.csv` (a line a fault: when, and how soon the driver told of it). Ends with exit code 1 if a promise was broken.
+`faults-moments.csv` (a line a fault: when, whom it hit, and how soon the driver told of it). Ends with exit code 1 if a promise was broken.
 """
 
 import argparse
@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fault_cluster import cluster
 from fault_kinds import FAULTS
-from fault_run import Row, Run, Verdict, place
+from fault_rows import Row, Verdict
+from fault_run import Run, place
 from postgres_server import server
 
 TOGETHER = 5
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    _require_columns(given.out / "faults.csv", Verdict)
+    _require_columns(given.out / "faults-moments.csv", Row)
     plans = [("kills", [KILLS[number % 2] for number in range(given.kills)], 0)] if given.kills else _plans(given.times, given.only)
     done = {(row["fault"], int(row["seed"])) for row in _read(given.out / "faults.csv")}
     good = True
@@ -69,6 +72,16 @@ def _search(name: str, faults: list[str], seed: int, out: Path) -> bool:
     return verdict.good
 
 
+def _columns(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _require_columns(file: Path, kind: type[Any]) -> None:
+    """A table of another time has other columns, and no row can be added to it."""
+    if file.is_file() and file.open().readline().strip().split(",") != _columns(kind):
+        raise SystemExit(f"{file} must have the columns {', '.join(_columns(kind))}, but has others; give another --out")
+
+
 def _read(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(file.open(newline=""))) if file.is_file() else []
 
@@ -76,7 +89,7 @@ def _read(file: Path) -> list[dict[str, str]]:
 def _append(file: Path, kind: type[Any], rows: Sequence[Any]) -> None:
     new = not file.is_file()
     with file.open("a", newline="") as target:
-        writer = csv.DictWriter(target, [field.name for field in fields(kind)], lineterminator="\n")
+        writer = csv.DictWriter(target, _columns(kind), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(asdict(row) for row in rows)

@@ -8,6 +8,7 @@ counted; ends with exit code 1 if a promise was broken.
 
 import argparse
 import csv
+import random
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fault_run
 from fault_cluster import cluster
-from fault_run import Row, Run, Verdict, place
+from fault_kinds import FAULTS as KINDS
+from fault_nodes import notice
+from fault_rows import Row, Verdict, shown
+from fault_run import Run, place
 from kill_and_resume import finished_attempts
 
 from nas_attn.record import load_study
@@ -37,6 +41,15 @@ latency: {blocks: 6, calibrations: 3, retries: 1}
 base_seeds: 2
 controls: false
 """
+
+
+def _preempted(run: Run, rng: random.Random) -> None:
+    """As `fault_nodes.node_preempted`, whatever the node trains."""
+    node = rng.choice(run.nodes.nodes[1:])
+    run.note(f"notice of {notice(run, node)}")
+    fault_run.time.sleep(5)
+    run.nodes.end(node)
+    run.nodes.add(run.cpus)
 
 
 class RealRun(Run):
@@ -69,6 +82,7 @@ class RealRun(Run):
             fault=self.name,
             seed=self.seed,
             faults=len(self.faults),
+            hits=shown(self.faults, self.hits),
             trials=len(digests),
             drivers=self.drivers,
             attempts=self._begun(),
@@ -90,6 +104,7 @@ def main() -> int:
     given = parser.parse_args()
     with cluster(cpus=1) as nodes, place(small=False) as root:
         run = RealRun(name="real", faults=FAULTS, seed=0, nodes=nodes, root=root, cpus=1, first=1, apart=2)
+        run.held, run.kinds = False, KINDS | {"node preempted": _preempted}
         run.trials, run.data_yaml = given.trials, given.data.resolve()
         try:
             rows, verdict = run.go()
