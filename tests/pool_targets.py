@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nas_attn.errors import Unavailable
+
 calls = 0
 
 
@@ -51,6 +53,35 @@ def _stop(_data: dict[str, Any]) -> dict[str, Any]:
 
 def _die(_data: dict[str, Any]) -> dict[str, Any]:
     os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def _die_first(data: dict[str, Any]) -> dict[str, Any]:
+    """Die, unless that was done before."""
+    try:
+        Path(data["file"]).touch(exist_ok=False)
+    except FileExistsError:
+        return {}
+    return _die(data)
+
+
+def _need(data: dict[str, Any]) -> dict[str, Any]:
+    """Do without what is away for now."""
+    if not Path(data["file"]).exists():
+        raise Unavailable(f"{data['file']} is away")
+    return {}
+
+
+def _keep(data: dict[str, Any]) -> dict[str, Any]:
+    """Keep one checkpoint at once and one when told to, as a training does, and say after each which process it was."""
+    for number in (1, 2):
+        folder = Path(data["folder"], str(number))
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.pt").write_text(f"kept {number}")
+        Path(f"{data['kept']}{number}").write_text(str(os.getpid()))
+        while not Path(data["told"]).exists():
+            time.sleep(0.05)
+    time.sleep(60)
     return {}
 
 
@@ -102,6 +133,9 @@ _KINDS = {
     "meet": _meet,
     "stop": _stop,
     "die": _die,
+    "die_first": _die_first,
+    "need": _need,
+    "keep": _keep,
     "fail": _fail,
     "exit": _exit,
     "raw": _raw,
