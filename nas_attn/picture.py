@@ -82,10 +82,10 @@ def draw(
     """The figure of `picture`, for rows that have a score and a latency."""
     figure = Figure(figsize=(9.6, 6.0), dpi=160)
     canvas = FigureCanvasAgg(figure)
-    ax = figure.add_axes((0.085, 0.185, 0.825, 0.595))
     scene = _scene(snapshot, points, members, believed)
+    bottom, top = _words(figure, snapshot, scene, len(points), told)
+    ax = figure.add_axes((0.085, bottom, 0.825, top - bottom))
     _frame(ax, snapshot.objectives)
-    _words(figure, snapshot, scene, len(points), told)
     if points:
         _limits(ax, scene, snapshot)
         _draw(ax, snapshot, scene)
@@ -137,7 +137,8 @@ def _frame(ax: Axes, objectives: Mapping[str, str]) -> None:
         ax.text(0.995, 0.045, text, ha="right", fontsize=8, color=GREY, transform=ax.transAxes)
 
 
-def _words(figure: Figure, snapshot: Snapshot, scene: Scene, points: int, told: tuple[str, str]) -> None:
+def _words(figure: Figure, snapshot: Snapshot, scene: Scene, points: int, told: tuple[str, str]) -> tuple[float, float]:
+    """Writes the answer over the axes and the notes under them; gives where the axes may begin and end."""
     counts = Counter(t.kind or "running" for t in snapshot.trials)
     headline, reason = told[0] or "Accuracy against latency", re.split(r"(?<=\.) (?=[A-Z])", told[1])[0]
     title = textwrap.wrap(headline, 56) if len(headline) <= 56 else textwrap.wrap(headline, 78, max_lines=2, placeholder=" …")
@@ -145,21 +146,20 @@ def _words(figure: Figure, snapshot: Snapshot, scene: Scene, points: int, told: 
     name, kind = textwrap.shorten(snapshot.name, 60, placeholder=" …"), "expected" if scene.expected else "observed"
     lines = textwrap.wrap(reason, 112, max_lines=2, placeholder=" …")
     lines.append(f"{name}: {scene.members} of {points} measured architectures on the {kind} front")
-    figure.text(0.085, 0.965 - 0.034 * len(title) - 0.018, "\n".join(lines), color=GREY, va="top", linespacing=1.35)
-    notes = _EXPECTED if scene.expected else _OBSERVED
+    under = 0.965 - 0.034 * len(title) - 0.018
+    figure.text(0.085, under, "\n".join(lines), color=GREY, va="top", linespacing=1.35)
     others = [f"{counts[k]} {text}" for k, text in _BESIDES.items() if counts[k]]
-    notes = [*notes, *([f"Besides: {', '.join(others)}."] if others else [])]
-    figure.text(0.085, 0.09, "\n".join(notes), fontsize=8, color=GREY, linespacing=1.4, va="top")
+    notes = [*(_EXPECTED if scene.expected else _OBSERVED), *([f"Besides: {', '.join(others)}."] if others else [])]
+    bottom = max(0.165, 0.125 + 0.02 * len(notes))
+    figure.text(0.085, bottom - 0.095, "\n".join(notes), fontsize=8, color=GREY, linespacing=1.4, va="top")
+    return bottom, min(0.84, under - 0.034 * len(lines) - 0.03)
 
 
 _EXPECTED = [
     f"Squares: the front that a model of all trials expects, with 90 % intervals; filled: beats the base with probability {SURE} or more.",
     "Grey: single trials as observed, lucky and unlucky; hollow: timed without a quiet moment. Bars across: 95 % interval of latency.",
 ]
-_OBSERVED = [
-    "Blue: the observed front, lucky trials among it. Line: what it reaches at a latency. Hollow: timed without a quiet moment.",
-    "Bars: 95 % interval of the latency ratio.",
-]
+_OBSERVED = ["Blue: the observed front, lucky trials among it. Hollow: timed without a quiet moment. Bars: 95 % interval of latency."]
 _BESIDES = {
     "rejected": "rejected by a limit (red ticks, where in range)",
     "stopped": "stopped early",
@@ -188,7 +188,7 @@ def _across(row: Row) -> tuple[float, float]:
 
 def _upright(row: Row) -> tuple[float, float]:
     """The ends of the interval of a row's expected score; its score twice where it is an observation."""
-    return row.get("low", row["map50_95"]), row.get("high", row["map50_95"])
+    return (row["low"], row["high"]) if "low" in row else (row["map50_95"], row["map50_95"])
 
 
 def _draw(ax: Axes, snapshot: Snapshot, scene: Scene) -> None:
