@@ -150,7 +150,7 @@ def _words(figure: Figure, snapshot: Snapshot, scene: Scene, points: int, told: 
     figure.text(0.085, under, "\n".join(lines), color=GREY, va="top", linespacing=1.35)
     others = [f"{counts[k]} {text}" for k, text in _BESIDES.items() if counts[k]]
     notes = [*(_EXPECTED if scene.expected else _OBSERVED), *([f"Besides: {', '.join(others)}."] if others else [])]
-    bottom = 0.125 + 0.02 * len(notes)
+    bottom = max(0.165, 0.125 + 0.02 * len(notes))
     figure.text(0.085, bottom - 0.095, "\n".join(notes), fontsize=8, color=GREY, linespacing=1.4, va="top")
     return bottom, min(0.84, under - 0.034 * len(lines) - 0.03)
 
