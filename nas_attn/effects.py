@@ -5,6 +5,7 @@ trained: joint draws of them and of the base give every effect with its interval
 all trials: on the 93 architectures of results/placebench-*-costs.csv it leaves a standard deviation of 0.011, what their intervals allow.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import chain, combinations, groupby
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from nas_attn.architecture import Architecture, Placement
 from nas_attn.candidates import Candidates, Codes, Floats, Sites, features_of
 from nas_attn.claim import DRAWS, INTERVAL
+from nas_attn.network import Network
 from nas_attn.outcome import Snapshot
 from nas_attn.posterior import modelled, sites_within
 from nas_attn.propose import Belief, Tried
@@ -107,6 +109,40 @@ class Atlas:
     cells: tuple[Effect, ...]
     options: tuple[Effect, ...]
     interactions: tuple[Interaction, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A module after a row that was tried, but in no architecture that the atlas tells of: how many trials hold it, by their kind."""
+
+    row: int
+    module: str
+    kinds: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What an atlas has places for: the rows and modules of the space and of all trials, and what was tried there without an effect."""
+
+    rows: tuple[int, ...] = ()
+    modules: tuple[str, ...] = ()
+    lost: tuple[Lost, ...] = ()
+
+
+def grid(snapshot: Snapshot, cells: Iterable[Effect], drawing: Network) -> Grid:
+    """The places of a study's atlas; `drawing` tells which rows the sites' names mean."""
+    spec: Mapping[str, Any] = snapshot.settings.get("spec", {})
+    wanted = {want.removesuffix("?") if isinstance(want, str) else want for want in spec.get("sites", ())}
+    told, kinds = {(cell.row, cell.module) for cell in cells}, dict[Cell, Counter[str]]()
+    for trial in snapshot.trials:
+        for placement in trial.architecture.placements:
+            kinds.setdefault(_cell(placement), Counter())[trial.kind or "running"] += 1
+    tried = told | kinds.keys()
+    return Grid(
+        rows=tuple(sorted({node.row for node in drawing.nodes if wanted & {node.row, *node.names}} | {row for row, _ in tried})),
+        modules=tuple(sorted({*spec.get("modules", ())} | {module for _, module in tried})),
+        lost=tuple(Lost(row=cell[0], module=cell[1], kinds=dict(kinds[cell])) for cell in sorted(kinds.keys() - told)),
+    )
 
 
 def atlas(snapshot: Snapshot, seed: int = 0) -> Atlas | None:

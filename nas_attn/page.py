@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from nas_attn import answer, caveats, charts, facts, history, pick, sketch, subject
+from nas_attn import answer, caveats, charts, effects, facts, history, pick, sketch, subject
 from nas_attn.claim import SURE
 from nas_attn.columns import Row, front_table, gates, recommended_table, short, table
 from nas_attn.effects import Atlas
@@ -110,16 +110,17 @@ def _context(study: Study, rows: list[Row], members: list[Row]) -> dict[str, Any
     trials = {trial.number: trial for trial in snapshot.trials}
     base = facts.base_trial(snapshot)
     cells = atlas.cells if atlas else ()
-    sites = {cell.row for cell in cells} or {p.layer for trial in snapshot.trials for p in trial.architecture.placements}
+    grid = effects.grid(snapshot, cells, study.drawing)
     answered = answer.answer(snapshot, believed, study.drawing)
     return {
         "snapshot": snapshot,
         "answer": answered,
         "interval": _interval(answered.shown, believed),
         "caveats": caveats.caveats(snapshot, believed),
-        "drawing": sketch.network(study.drawing, sites) if study.drawing.drawn else "",
+        "drawing": sketch.network(study.drawing, grid.rows) if study.drawing.drawn else "",
         "atlases": {
-            name: (scale, sketch.atlas(study.drawing, cells, scale)) for name, scale in (sketch.scales(cells) if cells else {}).items()
+            name: (scale, sketch.atlas(study.drawing, cells, scale, grid))
+            for name, scale in (sketch.scales(cells) if cells else {}).items()
         },
         "base": base.number if base else None,
         "rows": rows,
@@ -191,9 +192,7 @@ def _trial(study: Study, trial: Trial, row: Row) -> dict[str, Any]:
     return {
         "number": row["number"],
         "what": answer.placed(trial.architecture, study.drawing),
-        "placements": [
-            {"row": p.layer, "short": p.module if len(p.module) <= 9 else f"{p.module[:8]}…"} for p in trial.architecture.placements
-        ],
+        "placements": [{"row": p.layer, "module": p.module, "text": answer.module(p)} for p in trial.architecture.placements],
         "map50_95": row["map50_95"],
         "y": claim.mean if claim and (on_front or not trial.architecture.placements) else row["map50_95"],
         "seeds": row["seeds"],

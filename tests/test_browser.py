@@ -1,32 +1,25 @@
-"""The report as people see it: opened from disk by a real Chromium that has no network, at two widths, light, dark and in print."""
+"""The report as people see it: opened from disk by a real Chromium that has no network, at two widths, light and dark."""
 
-import base64
 import dataclasses
 import json
-import time
-from pathlib import Path
 
-import chromium
 import pytest
-from snapshots import HOSTILE, base, failed, measured, placement, snapshot, study, trial, with_network
+from report_page import EMPTY, NARROW, NEEDS, OUTSIDE, OVERLAPS, SMALL, STRUCK, WIDE, Page, clear, crowded, running, written
+from snapshots import HOSTILE, base, failed, measured, placement, snapshot, study, trial
 
 from nas_attn import pick, report
 from nas_attn.architecture import Placement
 from nas_attn.posterior import believe
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (chromium.CHROMIUM and chromium.DRIVER), reason="needs Debian's chromium and chromium-driver (.ci/run installs them)"
-    ),
-]
-WIDE, NARROW = 1280, 390
+pytestmark = NEEDS
+LAYOUT = {"over another": OVERLAPS, "outside": OUTSIDE, "struck through": STRUCK, "too small": SMALL, "empty": EMPTY}
 HARD = {
     "only the base": lambda: snapshot(base()),
     "one trial": lambda: snapshot(base(), trial(1, [placement(4)], 0.31, 1.1)),
     "all failed": lambda: snapshot(failed(0), failed(1)),
     "500 trials": lambda: study(500),
     "three objectives": lambda: study(30, three=True),
+    "something to take": clear,
     "names with HTML": lambda: snapshot(
         base(controls={HOSTILE: measured(0.3)}),
         *(trial(k, [Placement(layer=4 + k, module=HOSTILE)], 0.32 + k / 1e3, 1.1, gates={HOSTILE: 0.1}) for k in range(1, 12)),
@@ -36,142 +29,40 @@ HARD = {
 }
 
 
-class Page:
-    """A report in the browser."""
-
-    def __init__(self, driver, file, width=WIDE, dark=False):
-        self.driver = driver
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        )
-        driver.get("about:blank")  # so that the same file with another fragment is loaded anew
-        driver.get_log("browser")
-        driver.get(file if "://" in str(file) else Path(file).as_uri())
-        assert self.js("return document.documentElement.dataset.ready") == "true"
-
-    def js(self, code, *arguments):
-        return self.driver.execute_script(code, *arguments)
-
-    def text(self, selector):
-        return self.js("return document.querySelector(arguments[0]).textContent", selector)
-
-    def errors(self):
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def mouse(self, kind, x, y):
-        event = {
-            "type": kind,
-            "x": x,
-            "y": y,
-            "button": "none" if kind == "mouseMoved" else "left",
-            "clickCount": int(kind != "mouseMoved"),
-        }
-        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
-
-    def point(self, number):
-        """The place of a trial's mark in the window."""
-        code = """
-const chart = document.getElementById("chart-front"), trial = JSON.parse(document.getElementById("study").textContent).trials[arguments[0]];
-chart.scrollIntoView({block: "center", behavior: "instant"});
-const box = chart.querySelector(".nsewdrag").getBoundingClientRect(), layout = chart._fullLayout;
-return [box.left + layout.xaxis.l2p(trial.latency), box.top + layout.yaxis.l2p(trial.y)];
-"""
-        return self.js(code, number)
-
-    def hover(self, number):
-        x, y = self.point(number)
-        self.mouse("mouseMoved", x - 30, y - 30)
-        self.mouse("mouseMoved", x, y)
-        return x, y
-
-    def click(self, number):
-        x, y = self.hover(number)
-        self.until(lambda: self.shown() == number)
-        self.mouse("mousePressed", x, y)
-        self.mouse("mouseReleased", x, y)
-
-    def shown(self):
-        return int(self.js("return document.getElementById('trial-card').dataset.number"))
-
-    def press(self, selector):
-        self.js("document.querySelector(arguments[0]).click()", selector)
-
-    def until(self, held, seconds=10.0):
-        end = time.monotonic() + seconds
-        while not held():
-            assert time.monotonic() < end, "it never came"
-            time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    profile = tmp_path_factory.mktemp("profile")
-    running = chromium.start("--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}")
-    running.execute_cdp_cmd("Network.enable", {})
-    running.execute_cdp_cmd(
-        "Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    )
-    yield running
-    running.quit()
+    yield from running(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A study of 40 trials on a drawn network, and its folder with the report."""
-    folder = tmp_path_factory.mktemp("study")
-    snap = dataclasses.replace(study(40), folder=folder)
-    with_network(folder)
-    report.write(snap, folder)
-    return snap, folder
+def drawn(tmp_path_factory):
+    """A study on a drawn network, and its folder with the report."""
+    return written(crowded(), tmp_path_factory.mktemp("study"))
 
 
-@pytest.fixture
-def page(driver, written):
-    return Page(driver, written[1] / "report.html")
+@pytest.fixture(params=[WIDE, NARROW])
+def page(driver, drawn, request):
+    return Page(driver, drawn[1] / "report.html", request.param, touch=request.param == NARROW)
 
 
-OVERLAPS = """
-const shown = (e) => { const b = e.getBoundingClientRect(); return b.width > 0 && b.height > 0; };
-const found = [];
-for (const svg of document.querySelectorAll("svg.network, svg.atlas")) {
-  const texts = Array.from(svg.querySelectorAll("text")).filter((e) => e.textContent.trim() && shown(e));
-  const boxes = texts.map((e) => e.getBoundingClientRect());
-  for (let i = 0; i < texts.length; i++) for (let k = 0; k < i; k++) {
-    const a = boxes[i], b = boxes[k];
-    const w = Math.min(a.right, b.right) - Math.max(a.left, b.left), h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (w > 1.5 && h > 2.5) found.push(texts[i].textContent + " | " + texts[k].textContent);
-  }
-}
-return found;
-"""
-OUTSIDE = """
-const found = [];
-for (const e of document.querySelectorAll("main *")) {
-  if (e.closest("svg, .scroll") || !Array.from(e.childNodes).some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
-  const b = e.getBoundingClientRect();
-  if (b.width && (b.left < -1 || b.right > innerWidth + 1)) found.push(e.tagName + ": " + e.textContent.slice(0, 40));
-  if (e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflowX === "hidden") found.push("cut: " + e.textContent.slice(0, 40));
-}
-return found;
-"""
-EMPTY = """
-return Array.from(document.querySelectorAll("main section")).filter((s) => s.textContent.trim().length < 20).map((s) => s.id)
-  .concat(Array.from(document.querySelectorAll(".chart"))
-  .filter((c) => c.querySelector(".main-svg") && !c.querySelector(".point, .js-line")).map((c) => c.id));
-"""
+def faults(page):
+    """All that is wrong with a page's layout."""
+    return {name: found for name, code in LAYOUT.items() if (found := page.js(code))}
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_opens_without_an_error_and_fits(driver, written, width, dark):
-    page = Page(driver, written[1] / "report.html", width, dark)
+def test_it_opens_without_an_error_and_fits(driver, drawn, width, dark):
+    page = Page(driver, drawn[1] / "report.html", width, dark)
     assert page.errors() == []
     assert page.js("return document.documentElement.scrollWidth <= innerWidth")
-    assert page.js(OVERLAPS) == []
-    assert page.js(OUTSIDE) == []
-    assert page.js(EMPTY) == []
+    assert faults(page) == {}
+    page.press("button.trial[data-number='99']")  # long names after neighbours
+    page.press("[data-show-atlas='latency']")
+    assert page.js("return Array.from(document.querySelectorAll('#trial-network .flags text')).map((t) => t.firstChild.data)") == [
+        "DoubleAttention", "HaloAttention", "DoubleAttention",
+    ]  # fmt: skip
+    assert faults(page) == {}
     assert page.js("return document.querySelectorAll('.chart .main-svg').length") >= 4
     ground = page.js("return getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(18, 21, 27)") == dark
@@ -180,30 +71,28 @@ def test_it_opens_without_an_error_and_fits(driver, written, width, dark):
 
 @pytest.mark.parametrize("name", HARD)
 def test_hard_studies_open(driver, tmp_path, name):
-    snap = dataclasses.replace(HARD[name](), folder=tmp_path)
-    with_network(tmp_path)
-    report.write(snap, tmp_path)
+    written(HARD[name](), tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 6e6
     for width in (WIDE, NARROW):
         page = Page(driver, tmp_path / "report.html", width)
         assert page.errors() == []
         assert page.js("return document.documentElement.scrollWidth <= innerWidth")
-        assert page.js(OUTSIDE) == []
-        assert page.js(OVERLAPS) == []
+        assert faults(page) == {}
     assert page.js("return document.querySelectorAll('img').length") == 0
     assert len(page.text("#answer h1")) > 5
+    assert ("Take " in page.text("#answer h1")) == (name == "something to take")
 
 
-def test_the_first_screen_says_what_to_take_and_how_sure_that_is(page):
-    seen = page.js(
+def test_the_first_screen_says_what_to_take_and_how_sure_that_is(driver, drawn):
+    seen = Page(driver, drawn[1] / "report.html").js(
         "return Array.from(document.querySelectorAll('#answer h1, #answer .lead, #answer .figure, #answer .interval, #answer code'))"
         ".filter((e) => e.getBoundingClientRect().bottom < innerHeight).map((e) => e.className || e.tagName)"
     )
     assert len(seen) == 8, seen
 
 
-def test_a_hover_shows_the_trial_and_where_its_modules_stand(page, written):
-    snap, _ = written
+def test_a_hover_shows_the_trial_and_where_its_modules_stand(driver, drawn):
+    page, snap = Page(driver, drawn[1] / "report.html"), drawn[0]
     for number in (1, 5):
         page.hover(number)
         page.until(lambda number=number: page.shown() == number)
@@ -213,36 +102,105 @@ def test_a_hover_shows_the_trial_and_where_its_modules_stand(page, written):
         assert f"{snap.trials[number].cost.latency.ratio:.3f} ×" in page.text("#trial-card dl")
 
 
-def test_a_click_pins_a_trial_and_a_second_one_unpins_it(page):
+def test_a_click_or_a_tap_pins_a_trial_and_a_second_one_unpins_it(page):
     page.click(3)
-    page.until(lambda: page.js("return document.querySelectorAll('#pins button').length") == 1)
-    assert page.text("#pins button") == "#3 ✕"
+    page.until(lambda: page.pins() == ["#3 ✕"])
     assert "pins=3" in page.driver.current_url
+    pressed = "return document.querySelector(\"#trials button.trial[data-number='5']\").ariaPressed"
+    assert page.js(pressed) == "false"
     page.press("#trials button.trial[data-number='5']")
-    assert page.js("return Array.from(document.querySelectorAll('#pins button')).map((b) => b.textContent)") == ["#3 ✕", "#5 ✕"]
-    again = Page(page.driver, page.driver.current_url)
-    assert again.js("return document.querySelectorAll('#pins button').length") == 2
-    again.press("#pins button")
-    assert again.js("return Array.from(document.querySelectorAll('#pins button')).map((b) => b.textContent)") == ["#5 ✕"]
+    assert page.pins() == ["#3 ✕", "#5 ✕"]
+    assert page.js(pressed) == "true"
+    again = Page(page.driver, page.driver.current_url, page.js("return innerWidth"), touch=page.touch)
+    assert again.pins() == ["#3 ✕", "#5 ✕"]
+    again.js("setTimeout(() => { window.later = true; }, 700)")
+    again.until(lambda: again.js("return window.later === true"))  # a second tap, not the double of the first
+    again.click(3)
+    again.until(lambda: again.pins() == ["#5 ✕"])
 
 
-def test_the_slider_moves_the_recommendation_as_pick_would(driver, tmp_path):
-    # Three placements with large effects at different prices, so that the recommendation has steps.
-    effects = {4: (0.02, 0.05), 6: (0.05, 0.12), 9: (0.09, 0.30)}
-    trials = [
-        trial(k, [placement(row)], [0.3 + gain + s / 1e4 for s in (-1, 0, 1)], 1 + slower)
-        for k, (row, (gain, slower)) in enumerate(effects.items(), 1)
-    ]
-    others = [trial(k, [placement(row)], [0.2899, 0.29, 0.2901], 1.2) for k, row in enumerate((10, 13, 16, 19, 22), 4)]
-    snap = dataclasses.replace(snapshot(base((0.2999, 0.3, 0.3001)), *trials, *others), folder=tmp_path)
-    report.write(snap, tmp_path)
-    page, believed = Page(driver, tmp_path / "report.html"), believe(snap)
+def test_what_a_tap_changes_stands_beside_what_is_tapped(driver, drawn):
+    page = Page(driver, drawn[1] / "report.html", NARROW, touch=True)
+    page.click(99)
+    page.until(lambda: page.shown() == 99)
+    page.js("document.getElementById('chart-front').scrollIntoView({block: 'start', behavior: 'instant'})")
+    assert page.sees("#chart-front")
+    assert page.sees("#trial-network")
+    assert page.sees("#trial-card h3")
+    inside = page.js(
+        "const w = document.getElementById('trial-network').getBoundingClientRect();"
+        "return Array.from(document.querySelectorAll('#trial-network .node.placed rect, #trial-network .flags text'))"
+        ".map((e) => e.getBoundingClientRect())"
+        ".map((b) => b.left >= w.left && b.right <= w.right)"
+    )
+    assert inside == 6 * [True]
+
+
+def test_a_finger_that_swipes_over_a_figure_scrolls_the_page(driver, drawn):
+    page = Page(driver, drawn[1] / "report.html", NARROW, touch=True)
+    x, y = page.point(3)
+    before, spans = page.js("return [scrollY, document.getElementById('chart-front')._fullLayout.yaxis.range]")
+    page.touched("touchStart", x, y)
+    for moved in range(20, 320, 20):
+        page.touched("touchMove", x, y - moved)
+    page.touched("touchEnd")
+    page.until(lambda: page.js("return scrollY") > before + 100)
+    assert page.js("return document.getElementById('chart-front')._fullLayout.yaxis.range") == spans
+
+
+def test_what_does_not_fit_says_that_it_scrolls(page):
+    told = page.js(
+        "return Array.from(document.querySelectorAll('.scroll')).filter((e) => e.checkVisibility())"
+        ".map((e) => [e.scrollWidth > e.clientWidth + 1, getComputedStyle(e, '::before').content.includes('more to the side')])"
+    )
+    assert len(told) > 5
+    assert [scrolls for scrolls, _ in told] == [says for _, says in told]
+    assert any(scrolls for scrolls, _ in told) or not page.touch
+
+
+def test_a_pin_keeps_the_limit_and_the_zoom(driver, drawn):
+    page = Page(driver, drawn[1] / "report.html")
+    page.slide(1.2)
+    assert page.lines() == [1.2]
+    page.js("return Plotly.relayout('chart-front', {'xaxis.range': [1.0, 1.25], 'yaxis.range': [0.28, 0.32]}).then(() => true)")
+    page.press("#trials button.trial[data-number='3']")
+    assert page.pins() == ["#3 ✕"]
+    assert page.lines() == [1.2]
+    zoom = "const l = document.getElementById('chart-front')._fullLayout; return [...l.xaxis.range, ...l.yaxis.range]"
+    assert page.js(zoom) == [1.0, 1.25, 0.28, 0.32]
+    page.slide(1.1)
+    assert page.lines() == [1.1]
+    assert page.js(zoom) == [1.0, 1.25, 0.28, 0.32]
+
+
+def test_a_link_shows_what_was_seen(driver, tmp_path):
+    _, folder = written(clear(), tmp_path)
+    page = Page(driver, folder / "report.html")
+    page.press("#trials button.trial[data-number='5']")
+    page.slide(1.15)
+    assert page.shown() == 2
+    page.press("nav a")
+    again = Page(driver, driver.current_url)
+    assert (again.pins(), again.lines(), again.shown(), again.text("#limit-value")) == (["#5 ✕"], [1.15], 2, "1.150 ×")
+    assert "--trial 2 " in again.text("#limited code")
+    again.press("#trials button.trial[data-number='6']")
+    once_more = Page(driver, driver.current_url)
+    assert (once_more.pins(), once_more.lines(), once_more.shown()) == (["#5 ✕", "#6 ✕"], [1.15], 6)
+    by_hand = Page(driver, f"{(folder / 'report.html').as_uri()}#pins=3&limit=1.06")
+    assert (by_hand.pins(), by_hand.shown()) == (["#3 ✕"], 1)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_slider_moves_the_recommendation_as_pick_would(driver, tmp_path, width):
+    snap, folder = written(clear(), tmp_path)
+    page, believed = Page(driver, folder / "report.html", width), believe(snap)
     taken = []
     for limit in (1.0, 1.04, 1.05, 1.1, 1.12, 1.2, 1.3):
-        page.js("const s = document.getElementById('limit'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))", str(limit))
+        page.slide(limit)
         chosen = pick.pick(snap, "best", limit, posterior=believed).trial.number
         assert f"--trial {chosen} " in page.text("#limited code"), limit
         assert page.shown() == chosen
+        assert page.lines() == [limit]
         taken.append(chosen)
     assert taken == [0, 0, 1, 1, 2, 2, 3]
     assert page.text("#limit-value") == "1.300 ×"
@@ -259,8 +217,8 @@ def test_the_slider_answers_to_the_keyboard(page):
     assert "limit=" in page.driver.current_url
 
 
-def test_every_table_can_be_downloaded(page, written, tmp_path):
-    snap, folder = written
+def test_every_table_can_be_downloaded(page, drawn, tmp_path):
+    snap, folder = drawn
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     names = page.js("return Array.from(document.querySelectorAll('[data-download]')).map((b) => b.dataset.download)")
     assert names == list(report.study(snap).tables)
@@ -275,21 +233,10 @@ def test_the_atlas_shows_latency_too_and_a_cells_parts(page):
     assert page.js("return Array.from(document.querySelectorAll('[data-atlas]')).map((e) => e.hidden)") == [False, True]
     page.press("[data-show-atlas='latency']")
     assert page.js("return Array.from(document.querySelectorAll('[data-atlas]')).map((e) => e.hidden)") == [True, False]
-    assert page.js(OVERLAPS) == []
     page.js("document.querySelector(\"[data-atlas='latency'] .cell\").dispatchEvent(new MouseEvent('click', {bubbles: true}))")
     assert page.js("return document.getElementById('cell-card').hidden") is False
     assert " after " in page.text("#cell-card h3")
     assert page.js("return document.querySelectorAll('#cell-options tr').length") >= 1
-
-
-def test_it_prints_with_everything_unfolded(page):
-    page.js("document.querySelectorAll('details').forEach((d) => { d.open = false; }); dispatchEvent(new Event('beforeprint'))")
-    assert page.js("return Array.from(document.querySelectorAll('details')).every((d) => d.open)")
-    page.js("dispatchEvent(new Event('afterprint'))")
-    assert page.js("return Array.from(document.querySelectorAll('details')).some((d) => !d.open)")
-    pdf = base64.b64decode(page.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
-    assert pdf.startswith(b"%PDF")
-    assert len(pdf) > 30_000
 
 
 def test_a_watched_report_loads_itself_again(driver, tmp_path):

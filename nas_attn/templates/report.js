@@ -24,28 +24,49 @@
   }
 
   const config = { displaylogo: false, responsive: true, displayModeBar: false };
-  function draw(name) {
+  const coarse = matchMedia("(pointer: coarse)");
+  const PAPER = 960;  // about the pixels that a sheet is wide, so that letters are on paper as on the screen
+  const ABOUT = {
+    front: "Accuracy over latency of every trial; the same numbers are in the tables under it and under All trials.",
+    progress: "Hypervolume over trials and over seconds; the same numbers are in progress.csv.",
+    noise: "All gains over the base in order; the same numbers are in the table All trials.",
+    latency: "Width of each latency's interval; the same numbers are in the table All trials.",
+  };
+  function draw(name, width) {
     const place = document.getElementById("chart-" + name), chart = data.charts[name];
     if (!place || !chart) return null;
-    const figure = coloured(chart);
-    if (name === "front") figure.data.push(rings());
-    if (figure.layout.xaxis2 && place.clientWidth < 600) {
-      // In a narrow window two figures side by side have no room: one above the other.
-      figure.layout.grid = { rows: 2, columns: 1, pattern: "independent" };
-      Object.assign(figure.layout, { height: 520 });
-      figure.layout.xaxis.domain = [0, 1]; figure.layout.xaxis2.domain = [0, 1];
-      figure.layout.yaxis.domain = [0.58, 1];
-      figure.layout.yaxis2 = Object.assign({}, figure.layout.yaxis, { domain: [0, 0.42], anchor: "x2", visible: true });
-      figure.data[1].yaxis = "y2"; figure.layout.xaxis2.anchor = "y2";
+    const figure = coloured(chart), layout = figure.layout, narrow = (width || place.clientWidth) < 600;
+    layout.uirevision = "kept";  // a zoom outlives pins, limits and a change of colours
+    if (width) Object.assign(layout, { width, autosize: false });
+    if (coarse.matches || narrow) {
+      // A finger that swipes over a figure scrolls the page: there is no mouse wheel or margin beside it to do so.
+      layout.dragmode = false;
+      for (const axis of ["xaxis", "xaxis2", "yaxis"]) if (layout[axis]) layout[axis].fixedrange = true;
     }
-    window.Plotly.react(place, figure.data, figure.layout, config);
+    if (name === "front") {
+      figure.data.push(rings());
+      if (narrow) layout.height = 340;  // so that the drawing that a tap changes has room beside it
+      if (limit !== null) layout.shapes = [...(layout.shapes || []), line(limit)];
+    }
+    if (layout.xaxis2 && narrow) {
+      // In a narrow window two figures side by side have no room: one above the other.
+      layout.grid = { rows: 2, columns: 1, pattern: "independent" };
+      Object.assign(layout, { height: 520 });
+      layout.xaxis.domain = [0, 1]; layout.xaxis2.domain = [0, 1];
+      layout.yaxis.domain = [0.58, 1];
+      layout.yaxis2 = Object.assign({}, layout.yaxis, { domain: [0, 0.42], anchor: "x2", visible: true });
+      figure.data[1].yaxis = "y2"; layout.xaxis2.anchor = "y2";
+    }
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", ABOUT[name] || "Accuracy over latency of every trial.");
+    window.Plotly.react(place, figure.data, layout, config);
     return place;
   }
 
   // -- one trial on the drawing and in words -----------------------------------------------------------------------------------------
   const card = $("#trial-card");
   const pins = new Set();
-  let limit = null;
+  let limit = null, moved = false;
 
   function show(number) {
     const trial = data.trials[number];
@@ -74,12 +95,43 @@
     }
   }
 
+  function made(name, attributes) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  }
+
+  // What is placed, in the band under the network. A name ends at its row's line; from left to right each takes the first line of the band
+  // on which it is beside what stands there and beneath no line from a row, so that nothing is crossed and nothing is over another.
   function mark(svg, trial) {
     if (!svg) return;
-    for (const node of all(".node", svg)) {
-      const placed = trial.placements.find((p) => String(p.row) === node.dataset.row);
-      node.classList.toggle("placed", Boolean(placed));
-      $(".chip", node).textContent = placed ? placed.short : "";
+    const flags = $(".flags", svg), band = Number(svg.dataset.band), step = Number(svg.dataset.line), before = [];
+    flags.replaceChildren();
+    for (const node of all(".node", svg)) node.classList.toggle("placed", trial.placements.some((p) => String(p.row) === node.dataset.row));
+    for (const placed of trial.placements.slice().sort((a, b) => a.row - b.row)) {
+      const rect = $('.node[data-row="' + placed.row + '"] rect', svg);
+      if (!rect) continue;
+      const x = rect.x.baseVal.value + rect.width.baseVal.value / 2, text = made("text", { x: x - 4 }), title = made("title", {});
+      flags.append(text);
+      text.textContent = placed.module;
+      for (let kept = placed.module.length - 1; kept > 2 && text.getComputedTextLength() > x - 8; kept--) text.textContent = placed.module.slice(0, kept) + "…";
+      const start = x - 8 - text.getComputedTextLength();
+      const row = Math.max(-1, ...before.filter((other) => other.x > start).map((other) => other.row)) + 1;
+      const y = band + step * (row + 1);
+      before.push({ x, row, start });
+      text.setAttribute("y", y - 3);
+      title.textContent = placed.text + " after " + (data.labels[placed.row] || "row " + placed.row);
+      text.append(title);
+      flags.append(made("line", { x1: x, x2: x, y1: rect.y.baseVal.value + rect.height.baseVal.value, y2: y }));
+    }
+    // The drawing that follows the pointer keeps its height.
+    const box = svg.viewBox.baseVal, lines = Math.max(svg.closest("#answer") ? 0 : 3, ...before.map((one) => one.row + 1));
+    svg.setAttribute("viewBox", "0 0 " + box.width + " " + (band + step * lines + 6));
+    const scroll = svg.closest(".scroll");
+    if (scroll && before.length && scroll.scrollWidth > scroll.clientWidth) {
+      const scale = svg.clientWidth / box.width, first = scale * Math.min(...before.map((one) => one.start)), last = scale * before[before.length - 1].x;
+      const together = last - first < scroll.clientWidth - 60;
+      scroll.scrollLeft = together ? (first + last + 20 - scroll.clientWidth) / 2 : first - 8;
     }
   }
 
@@ -103,7 +155,7 @@
     place.replaceChildren();
     const hint = document.createElement("span");
     hint.className = "soft small";
-    hint.textContent = pins.size ? "Pinned:" : "Click a mark, or a trial's number in a table, to pin it.";
+    hint.textContent = pins.size ? "Pinned:" : "Choose a mark, or by keyboard a trial's number in a table, to pin it; All trials lists every one.";
     place.append(hint);
     for (const number of pins) {
       const button = document.createElement("button");
@@ -112,6 +164,10 @@
       button.addEventListener("mouseenter", () => show(number));
       button.addEventListener("click", () => pin(number));
       place.append(button);
+    }
+    for (const button of all("button.trial")) {
+      const held = pins.has(Number(button.dataset.number));
+      button.setAttribute("aria-pressed", String(held));
     }
     draw("front");
   }
@@ -128,29 +184,26 @@
     $("code", place).textContent = step ? step.command : "";
     $(".command", place).hidden = !step || !step.command;
     if (step) show(step.number);
-    line(value);
+    draw("front");
   }
 
   function line(value) {
-    const place = document.getElementById("chart-front");
-    if (!place || !place.layout) return;
-    const kept = (coloured(data.charts.front).layout.shapes || []).slice();
-    kept.push({ type: "line", x0: value, x1: value, yref: "paper", y0: 0, y1: 1, line: { color: coloured("var:--soft"), width: 1.5, dash: "dot" } });
-    window.Plotly.relayout(place, { shapes: kept });
+    return { type: "line", x0: value, x1: value, yref: "paper", y0: 0, y1: 1, line: { color: coloured("var:--soft"), width: 1.5, dash: "dot" } };
   }
 
-  // -- what is pinned and limited stays through a reload and in a link ---------------------------------------------------------------
+  // -- what is pinned, limited and shown stays through a reload and in a link --------------------------------------------------------
   function keep() {
     const parts = [];
     if (pins.size) parts.push("pins=" + [...pins].join(","));
-    if (limit !== null) parts.push("limit=" + limit.toFixed(3));
+    if (moved) parts.push("limit=" + limit.toFixed(3));
+    if (card && card.dataset.number) parts.push("trial=" + card.dataset.number);
     history.replaceState(null, "", "#" + parts.join("&"));
   }
   function restore() {
     const given = new URLSearchParams(location.hash.slice(1));
     for (const text of (given.get("pins") || "").split(",")) if (text && data.trials[text]) pins.add(Number(text));
-    const value = Number(given.get("limit"));
-    return given.has("limit") && Number.isFinite(value) ? value : null;
+    const value = Number(given.get("limit")), trial = given.get("trial");
+    return { limit: given.has("limit") && Number.isFinite(value) ? value : null, trial: trial && data.trials[trial] ? Number(trial) : null };
   }
 
   // -- the atlas ---------------------------------------------------------------------------------------------------------------------
@@ -225,31 +278,72 @@
     });
   }
 
+  // -- on paper ----------------------------------------------------------------------------------------------------------------------
+  // Everything is unfolded, and figures are drawn once more: in light colours, as wide as a sheet, and with a frame of their own, so that
+  // the style can fit them to whatever width the sheet has.
+  function print() {
+    document.documentElement.dataset.paper = "";
+    for (const one of all("details")) { one.dataset.was = one.open; one.open = true; }
+    for (const name of Object.keys(data.charts)) {
+      const place = draw(name, PAPER);
+      if (!place) continue;
+      for (const svg of all(".main-svg", place)) svg.setAttribute("viewBox", "0 0 " + svg.getAttribute("width") + " " + svg.getAttribute("height"));
+      $(".svg-container", place).style.setProperty("--drawn", PAPER + " / " + place._fullLayout.height);
+    }
+  }
+  function printed() {
+    delete document.documentElement.dataset.paper;
+    for (const one of all("details")) one.open = one.dataset.was === "true";
+    for (const svg of all(".chart .main-svg")) svg.removeAttribute("viewBox");
+    // Without this the figures would keep the width that they had on paper.
+    for (const place of all(".chart")) window.Plotly.relayout(place, { autosize: true, width: null });
+    repaint();
+  }
+
   // -- all together ------------------------------------------------------------------------------------------------------------------
+  const repaint = () => { for (const name of Object.keys(data.charts)) draw(name); };
+  for (const place of all(".chart")) if (!data.charts[place.id.slice(6)]) place.remove();
   const given = restore();
   const answer = $("#answer svg.network");
   if (answer && data.shown !== null) mark(answer, data.trials[data.shown]);
-  for (const name of Object.keys(data.charts)) draw(name);
+  repaint();
+  const slider = $("#limit");
+  if (slider) {
+    moved = given.limit !== null;
+    if (moved) slider.value = String(given.limit);
+    slider.addEventListener("input", () => { moved = true; recommend(Number(slider.value)); keep(); });
+    recommend(Number(slider.value));
+  }
   renderPins();
   const front = document.getElementById("chart-front");
   if (front && front.on) {
+    let last = { number: null, at: 0 };
     front.on("plotly_hover", (event) => { const n = event.points[0].customdata; if (n !== undefined) show(n); });
-    front.on("plotly_click", (event) => { const n = event.points[0].customdata; if (n !== undefined) pin(n); });
+    front.on("plotly_click", (event) => {
+      const n = event.points[0].customdata, at = Date.now();
+      if (n === undefined || (n === last.number && at - last.at < 500)) return;  // a tap is told twice: as a touch, and as a mouse
+      last = { number: n, at };
+      pin(n);
+    });
   }
   for (const button of all("button.trial")) button.addEventListener("click", () => { pin(Number(button.dataset.number)); $("#front").scrollIntoView(); });
-  const slider = $("#limit");
-  if (slider) {
-    if (given !== null) slider.value = String(given);
-    slider.addEventListener("input", () => { recommend(Number(slider.value)); keep(); });
-    recommend(Number(slider.value));
-    if (given === null) limit = null;
+  for (const link of all("nav a")) {
+    // Going to a section leaves the address to what is pinned.
+    link.addEventListener("click", (event) => { event.preventDefault(); $(link.getAttribute("href")).scrollIntoView(); });
   }
-  if (data.shown !== null) show(data.shown);
+  const first = given.trial !== null ? given.trial : moved ? null : pins.size ? [...pins][pins.size - 1] : data.shown;
+  if (first !== null) show(first);
   wireAtlas();
-  const repaint = () => { for (const name of Object.keys(data.charts)) draw(name); if (slider && limit !== null) line(limit); };
+  const wide = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const place = target.closest(".scroll");
+      place.toggleAttribute("data-wide", place.scrollWidth > place.clientWidth + 1);
+    }
+  });
+  for (const place of all(".scroll")) { wide.observe(place); if (place.lastElementChild) wide.observe(place.lastElementChild); }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-  addEventListener("beforeprint", () => { for (const one of all("details")) { one.dataset.was = one.open; one.open = true; } });
-  addEventListener("afterprint", () => { for (const one of all("details")) one.open = one.dataset.was === "true"; });
+  addEventListener("beforeprint", print);
+  addEventListener("afterprint", printed);
   // Whoever watches the study renews the page's time at each look; a page that nobody writes any more, or that was mailed, grows old.
   if (data.refresh_s && Date.now() / 1000 - data.written_s < Math.max(10 * data.refresh_s, 300)) setTimeout(() => location.reload(), 1000 * data.refresh_s);
   else if (data.refresh_s) {
