@@ -119,7 +119,10 @@ def _scene(snapshot: Snapshot, points: Sequence[Row], members: Sequence[Row], be
 
 
 def _believed(row: Row, member: Member) -> Row:
-    return {**row, "map50_95": member.claim.mean, "low": member.claim.low, "high": member.claim.high, "sure": member.sure}
+    """A row with what is expected of it; its interval is that of the gain, for what is uncertain about the base is shared by all."""
+    claim = member.claim
+    ends = {"low": claim.mean - (claim.gain - claim.gain_low), "high": claim.mean + (claim.gain_high - claim.gain)}
+    return {**row, "map50_95": claim.mean, "sure": member.sure, **ends}
 
 
 def _frame(ax: Axes, objectives: Mapping[str, str]) -> None:
@@ -156,7 +159,7 @@ def _words(figure: Figure, snapshot: Snapshot, scene: Scene, points: int, told: 
 
 
 _EXPECTED = [
-    f"Squares: the front that a model of all trials expects, with 90 % intervals; filled: beats the base with probability {SURE} or more.",
+    f"Squares: the front that a model of all trials expects; bars: 90 % of the gain; filled: beats the base with probability {SURE} or more.",
     "Grey: single trials as observed, lucky and unlucky; hollow: timed without a quiet moment. Bars across: 95 % interval of latency.",
 ]
 _OBSERVED = ["Blue: the observed front, lucky trials among it. Hollow: timed without a quiet moment. Bars: 95 % interval of latency."]
