@@ -10,11 +10,16 @@ from nas_attn.flights import Flights
 __all__ = ["_no_waits_for_the_disk"]
 
 
+def _begun(pool):
+    """The trainings that were handed over, whatever their attempt."""
+    return {task.key.rsplit("/", 1)[0] for task in pool.seen if task.kind == "train"}
+
+
 def test_a_loser_is_stopped_when_what_a_lost_copy_left_has_beaten_it(tmp_path, monkeypatch):
     """Six trials at a time, one training at a time: five wait whenever one ends, here by itself and there by the file of a lost copy."""
     monkeypatch.setattr(Flights, "idle", property(lambda self: not self.trainings))
-    wanted = _race(tmp_path / "whole", pool=FakePool(slots=6))
-    pool, lost = FakePool(slots=6, lose={"train": 1}), []
+    alone, pool, lost = FakePool(slots=6), FakePool(slots=6, lose={"train": 1}), []
+    wanted = _race(tmp_path / "whole", pool=alone)
     wait, blamed = pool.wait, Blame.failure
 
     def note(timeout_s):
@@ -33,4 +38,5 @@ def test_a_loser_is_stopped_when_what_a_lost_copy_left_has_beaten_it(tmp_path, m
     snapshot = _race(tmp_path / "lost", pool=pool)
     assert sum(trial.kind == "stopped" for trial in snapshot.trials) >= 5
     assert _story(snapshot) == _story(wanted)
+    assert _begun(pool) == _begun(alone), "a loser is not even begun"
     _require_law_6(tmp_path / "lost", 30)
