@@ -159,7 +159,7 @@ def _words(figure: Figure, snapshot: Snapshot, scene: Scene, points: int, told: 
 
 
 _EXPECTED = [
-    f"Squares: the front that a model of all trials expects; bars: 90 % of the gain; filled: beats the base with probability {SURE} or more.",
+    f"Squares: the front that a model of all trials expects; bars: 90 % of the gain; filled: P(beats the base) of {SURE} or more.",
     "Grey: single trials as observed, lucky and unlucky; hollow: timed without a quiet moment. Bars across: 95 % interval of latency.",
 ]
 _OBSERVED = ["Blue: the observed front, lucky trials among it. Hollow: timed without a quiet moment. Bars: 95 % interval of latency."]

@@ -132,8 +132,10 @@ return [box.left + layout.xaxis.l2p(trial.latency), box.top + layout.yaxis.l2p(t
         return self.js("return Array.from(document.querySelectorAll('#pins button')).map((b) => b.textContent)")
 
     def lines(self):
-        """Where limits are drawn on the front."""
-        return self.js("return document.getElementById('chart-front')._fullLayout.shapes.filter((s) => s.type === 'line').map((s) => s.x0)")
+        """Where limits are drawn on the front, upright lines."""
+        upright = "(s) => s.type === 'line' && s.x0 === s.x1"
+        shapes = "document.getElementById('chart-front')._fullLayout.shapes"
+        return self.js(f"return {shapes}.filter({upright}).map((s) => s.x0)")
 
     def sees(self, selector):
         """Whether an element is in the window whole, as far as its height goes."""

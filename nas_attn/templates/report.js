@@ -37,6 +37,7 @@
     if (!place || !chart) return null;
     const figure = coloured(chart), layout = figure.layout, narrow = (width || place.clientWidth) < 600;
     layout.uirevision = "kept";  // a zoom outlives pins, limits and a change of colours
+    if (layout.yaxis.range && place.layout && place.layout.yaxis) layout.yaxis.range = place.layout.yaxis.range;  // also where the figure has a range of its own
     if (width) Object.assign(layout, { width, autosize: false });
     if (coarse.matches || narrow) {
       // A finger that swipes over a figure scrolls the page: there is no mouse wheel or margin beside it to do so.
