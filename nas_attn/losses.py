@@ -42,9 +42,9 @@ def cause_of(error: Collection[str], node: str) -> str:
         return "node"
     if _BROKEN & set(error):
         return "memory"
-    if _UNREACHED & set(error):
-        return "preempted" if node == "draining" else "node"
-    return "crash"
+    if node == "draining":  # the node's end is often told after its worker's, and a candidate that kills workers does so again elsewhere
+        return "preempted"
+    return "node" if _UNREACHED & set(error) else "crash"
 
 
 @dataclass(frozen=True, slots=True)

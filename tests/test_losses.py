@@ -31,12 +31,13 @@ from nas_attn.work import Done
     ("error", "node", "cause"),
     [
         ("ActorDiedError", "alive", "crash"),
-        ("ActorDiedError", "draining", "crash"),
+        ("ActorDiedError", "draining", "preempted"),
         ("ActorDiedError", "dead", "node"),
         ("ActorDiedError", "left", "preempted"),
         ("ActorUnavailableError", "alive", "node"),
         ("ActorUnavailableError", "draining", "preempted"),
         ("OutOfMemoryError", "alive", "memory"),
+        ("OutOfMemoryError", "draining", "memory"),
         ("OutOfMemoryError", "dead", "node"),
     ],
 )
