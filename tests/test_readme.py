@@ -86,9 +86,7 @@ def test_every_picture_and_file_that_the_walk_through_names_exists() -> None:
 
 
 def test_the_walk_through_has_the_commands_of_the_readme() -> None:
-    steps = typed(OWN_DATA)
-    assert steps[:-1] == commands("A real search")
-    assert steps[-1][:3] == ["nas-attn", "verify", "blood"]
+    assert typed(OWN_DATA) == commands("A real search")
 
 
 def test_version_and_changelog_agree() -> None:
@@ -159,11 +157,9 @@ def test_the_walk_through_on_real_photographs(tmp_path: Path) -> None:
         space = space.replace(long, short)
     (tmp_path / "shorter.yaml").write_text(space)
     steps = typed(OWN_DATA)
-    assert [s[1] for s in steps] == ["search", "search", "report", "pick", "export", "train", "verify"]
-    number = steps[-1][steps[-1].index("--trial") + 1]
-    steps[-1].append("--dry-run")  # what it trains is in test_verify.py
+    assert [s[1] for s in steps] == ["search", "search", "report", "pick", "export", "train"]
     for step in steps:
-        cut = [{"yolo11-cpu": "shorter.yaml", "24": "4", "8": "1", number: "1"}.get(word, word) for word in step]
+        cut = [{"yolo11-cpu": "shorter.yaml", "24": "4", "8": "1"}.get(word, word) for word in step]
         before = {f: f.stat().st_mtime_ns for f in (tmp_path / "bccd320").rglob("*")}
         output = run(cut, tmp_path)
         if step[1] == "train":
