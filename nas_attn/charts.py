@@ -131,7 +131,7 @@ def progress(steps: Sequence[Step]) -> Chart | None:
         "hovertemplate": "after %{x:.0f} s of training: %{y:.4f}<extra></extra>",
     }
     layout = {
-        **_layout("trials", "hypervolume of the observed front"),
+        **_layout("trials", "hypervolume"),
         "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
         "xaxis": {**_axis("measured trials"), "domain": [0, 0.48]},
         "xaxis2": {**_axis("seconds of training, all workers together"), "domain": [0.52, 1]},

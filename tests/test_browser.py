@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from report_page import EMPTY, NARROW, NEEDS, OUTSIDE, OVERLAPS, SMALL, STRUCK, WIDE, Page, clear, crowded, running, written
+from report_page import CUT, EMPTY, NARROW, NEEDS, OUTSIDE, OVERLAPS, SMALL, STRUCK, WIDE, Page, clear, crowded, running, written
 from snapshots import HOSTILE, base, failed, measured, placement, snapshot, study, trial
 
 from nas_attn import pick, report
@@ -12,7 +12,7 @@ from nas_attn.architecture import Placement
 from nas_attn.posterior import believe
 
 pytestmark = NEEDS
-LAYOUT = {"over another": OVERLAPS, "outside": OUTSIDE, "struck through": STRUCK, "too small": SMALL, "empty": EMPTY}
+LAYOUT = {"over another": OVERLAPS, "outside": OUTSIDE, "struck through": STRUCK, "too small": SMALL, "cut off": CUT, "empty": EMPTY}
 HARD = {
     "only the base": lambda: snapshot(base()),
     "one trial": lambda: snapshot(base(), trial(1, [placement(4)], 0.31, 1.1)),
@@ -80,7 +80,7 @@ def test_hard_studies_open(driver, tmp_path, name):
         assert faults(page) == {}
     assert page.js("return document.querySelectorAll('img').length") == 0
     assert len(page.text("#answer h1")) > 5
-    assert ("Take " in page.text("#answer h1")) == (name == "something to take")
+    assert page.text("#answer h1").startswith("Take ") or name != "something to take"
 
 
 def test_the_first_screen_says_what_to_take_and_how_sure_that_is(driver, drawn):
