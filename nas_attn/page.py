@@ -203,7 +203,7 @@ def _trial(study: Study, trial: Trial, row: Row) -> dict[str, Any]:
     return {
         "number": row["number"],
         "what": answer.placed(trial.architecture, study.drawing),
-        "placements": [{"row": p.layer, "module": p.module, "text": answer.module(p)} for p in trial.architecture.placements],
+        "placements": [{"row": p.layer, "module": p.module} for p in trial.architecture.placements],
         "map50_95": row["map50_95"],
         "y": claim.mean if claim and (on_front or not trial.architecture.placements) else row["map50_95"],
         "seeds": row["seeds"],

@@ -207,6 +207,20 @@ for (const text of document.querySelectorAll("svg.network text, svg.atlas text")
 }
 return found;
 """
+CUT = """
+const found = [];
+for (const chart of document.querySelectorAll(".chart")) {
+  const whole = chart.getBoundingClientRect(), legend = chart.querySelector(".legend .bg"), plot = chart.querySelector(".nsewdrag");
+  for (const text of chart.querySelectorAll(".xtitle, .ytitle, .x2title, .y2title, .legendtext")) {
+    const b = text.getBoundingClientRect();
+    if (b.top < whole.top - 1 || b.bottom > whole.bottom + 1 || b.left < whole.left - 1 || b.right > whole.right + 1) {
+      found.push(text.textContent);
+    }
+  }
+  if (legend && legend.getBoundingClientRect().bottom > plot.getBoundingClientRect().top + 1) found.push("legend of " + chart.id);
+}
+return found;
+"""
 EMPTY = """
 return Array.from(document.querySelectorAll("main section")).filter((s) => s.textContent.trim().length < 20).map((s) => s.id)
   .concat(Array.from(document.querySelectorAll(".chart"))

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from report_page import EMPTY, NARROW, NEEDS, OUTSIDE, OVERLAPS, SMALL, STRUCK, WIDE, Page, clear, crowded, running, written
+from report_page import CUT, EMPTY, NARROW, NEEDS, OUTSIDE, OVERLAPS, SMALL, STRUCK, WIDE, Page, clear, crowded, running, written
 from snapshots import HOSTILE, base, failed, measured, placement, snapshot, study, trial
 
 from nas_attn import pick, report
@@ -13,7 +13,7 @@ from nas_attn.architecture import Placement
 from nas_attn.posterior import believe
 
 pytestmark = NEEDS
-LAYOUT = {"over another": OVERLAPS, "outside": OUTSIDE, "struck through": STRUCK, "too small": SMALL, "empty": EMPTY}
+LAYOUT = {"over another": OVERLAPS, "outside": OUTSIDE, "struck through": STRUCK, "too small": SMALL, "cut off": CUT, "empty": EMPTY}
 HARD = {
     "only the base": lambda: snapshot(base()),
     "one trial": lambda: snapshot(base(), trial(1, [placement(4)], 0.31, 1.1)),

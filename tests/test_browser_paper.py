@@ -4,7 +4,7 @@ import base64
 import re
 
 import pytest
-from report_page import NARROW, NEEDS, WIDE, Page, crowded, running, written
+from report_page import CUT, NARROW, NEEDS, WIDE, Page, crowded, running, written
 
 pytestmark = NEEDS
 SHEET = 1010
@@ -68,6 +68,7 @@ return Array.from(document.querySelectorAll(".chart .main-svg, svg.network, svg.
   .map((b) => [b.left, b.right]);
 """)
     assert len(found) > 8
+    assert page.js(CUT) == []
     assert all(left >= 0 and 0.9 * SHEET < right <= SHEET + 1 for left, right in found), found
     assert page.js("return document.documentElement.scrollWidth") <= SHEET
     assert page.js("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

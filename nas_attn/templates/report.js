@@ -121,7 +121,7 @@
       const y = band + step * (row + 1);
       before.push({ x, row, start });
       text.setAttribute("y", y - 3);
-      title.textContent = placed.text + " after " + (data.labels[placed.row] || "row " + placed.row);
+      title.textContent = placed.module + " after " + (data.labels[placed.row] || "row " + placed.row);
       text.append(title);
       flags.append(made("line", { x1: x, x2: x, y1: rect.y.baseVal.value + rect.height.baseVal.value, y2: y }));
     }
@@ -167,8 +167,8 @@
       place.append(button);
     }
     for (const button of all("button.trial")) {
-      const held = pins.has(Number(button.dataset.number));
-      button.setAttribute("aria-pressed", String(held));
+      button.setAttribute("aria-label", "pin trial " + button.dataset.number);
+      button.setAttribute("aria-pressed", String(pins.has(Number(button.dataset.number))));
     }
     draw("front");
   }
@@ -286,7 +286,8 @@
     document.documentElement.dataset.paper = "";
     for (const one of all("details")) { one.dataset.was = one.open; one.open = true; }
     for (const name of Object.keys(data.charts)) {
-      const place = draw(name, PAPER);
+      draw(name, PAPER);
+      const place = draw(name, PAPER);  // twice: the first leaves a legend where it was at the former width
       if (!place) continue;
       for (const svg of all(".main-svg", place)) svg.setAttribute("viewBox", "0 0 " + svg.getAttribute("width") + " " + svg.getAttribute("height"));
       $(".svg-container", place).style.setProperty("--drawn", PAPER + " / " + place._fullLayout.height);
