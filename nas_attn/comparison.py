@@ -191,11 +191,11 @@ def _gains(one: Study) -> charts.Chart | None:
     if figure is None or center is None:
         return None
     layout = figure["layout"]
-    shapes = [
-        shape if shape.get("yref") == "paper" else {**shape, **{end: POINTS * (shape[end] - center) for end in ("y0", "y1")}}
+    shapes = [  # but for the base's line, which is drawn from its claim: a gain already
+        shape if shape["type"] == "line" else {**shape, **{end: POINTS * (shape[end] - center) for end in ("y0", "y1")}}
         for shape in layout["shapes"]
     ]
-    said = {**layout["yaxis"], "title": {"text": "gain over the base, points of mAP50-95"}}
+    said = {**layout["yaxis"], "title": {"text": "gain over the base, points of mAP50-95"}, "tickformat": ".1f"}
     return {"data": [_said(trace) for trace in figure["data"]], "layout": {**layout, "yaxis": said, "shapes": shapes}}
 
 
@@ -208,7 +208,8 @@ def _claimed(believed: Posterior) -> Posterior:
 
 
 def _gain(claim: Claim) -> Claim:
-    return replace(claim, mean=POINTS * claim.gain, low=POINTS * claim.gain_low, high=POINTS * claim.gain_high)
+    gain, low, high = POINTS * claim.gain, POINTS * claim.gain_low, POINTS * claim.gain_high
+    return replace(claim, mean=gain, low=low, high=high, gain=gain, gain_low=low, gain_high=high)
 
 
 def _said(trace: charts.Chart) -> charts.Chart:

@@ -51,7 +51,7 @@ def page(study: Study, refresh_s: float | None = None) -> str:
 
 def renewed(text: str) -> str:
     """A document that loads itself again, as if it had been written now: by its time it tells whether somebody still watches the study."""
-    return re.sub(r'"written_s": [\d.]+', f'"written_s": {round(time.time())}', text, count=1)
+    return re.sub(r'"written_s": [\d.]+', f'"written_s": {round(time.time(), 3)}', text, count=1)
 
 
 def plotly_script() -> str:
@@ -91,9 +91,9 @@ def embedded(value: Any) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """The same with seven digits: more than anybody sees, and half the size."""
+    """The same with seven digits: more than anybody sees, and half the size. Large numbers are times of day."""
     if isinstance(value, float):
-        return float(f"{value:.7g}")
+        return float(f"{value:.7g}") if abs(value) < 1e6 else value
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
@@ -188,7 +188,7 @@ def _payload(study: Study, rows: list[Row], members: list[Row], context: Mapping
         "interactions": [_interaction(pair) for pair in study.atlas.interactions] if study.atlas else [],
         "tables": dict(study.tables),
         "refresh_s": refresh_s,
-        "written_s": None if refresh_s is None else round(time.time()),
+        "written_s": None if refresh_s is None else round(time.time(), 3),
     }
 
 

@@ -103,6 +103,7 @@ def typed(arguments: list[str]) -> Outcome:
             stack.enter_context(mock.patch(where, _never))
         stack.enter_context(mock.patch.object(cli, "_fail", noted))
         stack.enter_context(mock.patch.object(cli, "errors", Console(file=stream, highlight=False)))
+        stack.enter_context(mock.patch.object(cli, "hide_url"))  # which would begin this very process anew
         stack.enter_context(mock.patch.object(sys, "argv", ["nas-attn", *arguments]))
         stack.enter_context(contextlib.redirect_stderr(stream))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

@@ -99,7 +99,7 @@ def test_what_did_not_change_is_not_written_again_and_does_not_come_back(study, 
 
 def test_what_comes_back_lands_whole_and_json_last(study, monkeypatch):
     order = []
-    monkeypatch.setattr("nas_attn.carry.write_atomic", lambda file, _: order.append(file.name))
+    monkeypatch.setattr("nas_attn.carry.write_atomic", lambda file, *_: order.append(file.name))
     deliver(study, {"trials/d/j/1/outcome.json": b"{}", "trials/d/j/1/weights.pt": b"w", "base/fit.json": b"{}"})
     assert order == ["weights.pt", "fit.json", "outcome.json"]
     monkeypatch.undo()
