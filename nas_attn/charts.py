@@ -79,7 +79,7 @@ def _expected(believed: Posterior, base: int | None) -> list[Chart]:
         "error_y": _bars(BLUE, [(m.claim.gain_low, m.claim.gain, m.claim.gain_high) for m in shown]),
         "error_x": _bars(BLUE, [_latency(m.trial) for m in shown]),
         "mode": "markers",
-        "name": "expected front (90 % of the gain; 95 % of the latency)",
+        "name": "expected front, 90 % of gain",
         "customdata": [m.trial.number for m in shown],
         "text": [f"#{m.trial.number} {html.escape(short(m.trial.architecture))}" for m in shown],
         "hovertemplate": "%{text}<br>expected %{y:.4f} at %{x:.3f}×<extra></extra>",
@@ -158,7 +158,7 @@ def progress(steps: Sequence[Step]) -> Chart | None:
         **_layout("trials", "hypervolume"),
         "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
         "xaxis": {**_axis("trials, measured or stopped"), "domain": [0, 0.48]},
-        "xaxis2": {**_axis("seconds of training, all workers together"), "domain": [0.52, 1]},
+        "xaxis2": {**_axis("seconds of training, all workers"), "domain": [0.52, 1]},
         "height": 300,
     }
     return {"data": [over_trials, over_seconds], "layout": layout}

@@ -173,7 +173,7 @@ def test_fronts_of_other_data_are_drawn_as_gains_over_their_own_base():
 def test_an_expected_front_is_drawn_with_the_intervals_of_its_gains(told):
     figure, again = charts_of(comparison.beside(told, told))
     assert figure == again
-    expected = trace(figure, "expected front (90 % of the gain; 95 % of the latency)")
+    expected = trace(figure, "expected front, 90 % of gain")
     claims = [m.claim for m in told.believed.front if m.trial.architecture.placements]
     assert expected["y"] == pytest.approx([100 * claim.gain for claim in claims])
     assert expected["error_y"]["array"] == pytest.approx([100 * (claim.gain_high - claim.gain) for claim in claims])
