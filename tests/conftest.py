@@ -31,7 +31,7 @@ base_seeds: 2
 """
 
 
-RAY = ("faults", "ports", "security", "walkthrough", "pool", "nodes", "autoscaling", "schedule")
+RAY = ("faults", "ports", "security", "walkthrough", "pool", "pool_nodes", "nodes", "autoscaling", "schedule")
 """Tests that start a Ray, which no two processes shall do at once: they would share the cores with each other's clusters."""
 FIRST = (
     "readme",
