@@ -74,7 +74,8 @@ def test_the_walk_through_on_three_raylets(tmp_path: Path, digits: Path) -> None
     with tempfile.TemporaryDirectory(prefix="nas-attn-", dir="/tmp") as home:  # short, for Ray's sockets lie below it
         printed = walk(study, space, digits, Path(home), tmp_path)
     real = masked(printed, str(study))
-    assert [line for line in shown() if masked(line) not in real and not line.startswith(CHANCE)] == [], printed
+    excused = () if masked(CHANCE[0]) in real else CHANCE
+    assert [line for line in shown() if masked(line) not in real and not line.startswith(excused)] == [], printed
     assert "Rule best, by observations" in printed
     assert states(study) == ["COMPLETE"] * 3
     for folder in study.glob("trials/*/*"):
